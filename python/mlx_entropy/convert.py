@@ -1,0 +1,353 @@
+"""Convert a model to entropy-coded weights, one module at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ._version import version
+from .coding import ConvertedTensor, ModuleRecord, code_module
+from .destination import JOURNAL, Destination
+from .load import CONFIG_KEY, FORMAT_VERSION, MODEL_FILE_SOURCE
+from .progress import Progress, ProgressCallback
+from .shards import Shard, ShardWriter, header_room, plan_shards, read_header
+from .sources import open_source
+from .sources.base import Module, Source, SourceError
+from .tensors import bits_per_weight
+
+MODEL_FILE = "mlx_entropy_model.py"
+
+# Bytes of the source a shard. Memory does not depend on it, since tensors
+# are written as they are coded; an interruption loses at most one shard.
+DEFAULT_SHARD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did; bytes are those of the stored tensors."""
+
+    source: str
+    destination: str
+    tensors: tuple[ConvertedTensor, ...]
+    seconds: float
+
+    @property
+    def weights(self) -> int:
+        return sum(row.weights for row in self.tensors)
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(row.source_bytes for row in self.tensors)
+
+    @property
+    def coded_bytes(self) -> int:
+        return sum(row.coded_bytes for row in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return bits_per_weight(self.coded_bytes, self.weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types, totals first."""
+        return {
+            "source": self.source,
+            "destination": self.destination,
+            "weights": self.weights,
+            "source_bytes": self.source_bytes,
+            "coded_bytes": self.coded_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "seconds": self.seconds,
+            "tensors": [vars(row) for row in self.tensors],
+        }
+
+    def summary(self) -> str:
+        """A few lines for people: sizes, rate, and what stayed raw and why."""
+        before = bits_per_weight(self.source_bytes, self.weights)
+        ratio = self.coded_bytes / max(self.source_bytes, 1)
+        coded = sum(row.reason is None for row in self.tensors)
+        lines = [
+            f"{self.weights / 1e6:.1f} M weights: "
+            f"{before:.3f} -> {self.bits_per_weight:.3f} bits a weight",
+            f"{self.source_bytes / 1e6:.1f} MB -> "
+            f"{self.coded_bytes / 1e6:.1f} MB ({100 * ratio:.1f} %) "
+            f"in {self.seconds:.1f} s",
+            f"{coded} of {len(self.tensors)} tensors coded",
+        ]
+        raw: Counter[str] = Counter()
+        sizes: Counter[str] = Counter()
+        for row in self.tensors:
+            if row.reason is not None:
+                raw[row.reason] += 1
+                sizes[row.reason] += row.coded_bytes
+        lines += [
+            f"  {count} raw ({sizes[reason] / 1e6:.2f} MB): {reason}"
+            for reason, count in raw.most_common()
+        ]
+        return "\n".join(lines)
+
+
+def convert(
+    source: str | os.PathLike[str] | Source,
+    destination: str | os.PathLike[str],
+    *,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: ProgressCallback | None = None,
+    overwrite: bool = False,
+) -> ConversionReport:
+    """Write an entropy-coded copy of a model, bit for bit recoverable.
+
+    Works in `destination` + ".partial"; when it is interrupted the same call
+    continues after the last finished shard. `shard_bytes` is the size of a
+    shard in bytes of the source. `progress` is called after every module;
+    what it raises stops the conversion. With `overwrite` an earlier
+    conversion at `destination` is replaced once the new one is complete.
+
+    SourceError if the source cannot be read, ValueError if the destination
+    must not be written, OSError if writing fails.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        source = open_source(os.fspath(source))
+    target = Destination(destination, source.name, overwrite)
+    try:
+        return _Conversion(source, target, shard_bytes, progress).run()
+    finally:
+        target.close()
+
+
+class _Conversion:
+    """The state of one `convert` call."""
+
+    def __init__(
+        self,
+        source: Source,
+        target: Destination,
+        shard_bytes: int,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self.source = source
+        self.target = target
+        layout = source.layout()
+        self.plan = plan_shards(layout, shard_bytes)
+        self.sizes = {module.path: module.nbytes for module in layout}
+        self.records: list[ModuleRecord] = []
+        self._progress = progress
+        self._shard_bytes = shard_bytes
+        self._done_bytes = 0
+        self._coded_bytes = 0
+
+    def run(self) -> ConversionReport:
+        started = time.perf_counter()
+        finished = self._resume()
+        skip = frozenset(
+            path for shard in self.plan[:finished] for path in shard.paths
+        )
+        modules = iter(self.source.modules(skip=skip))
+        for shard in self.plan[finished:]:
+            self._write_shard(shard, modules)
+        self._write_small_files()
+        self.target.publish()
+        rows = tuple(row for record in self.records for row in record.rows)
+        seconds = time.perf_counter() - started
+        return ConversionReport(
+            self.source.name, str(self.target.path), rows, seconds
+        )
+
+    def _resume(self) -> int:
+        """Open the partial; returns how many shards it already has."""
+        identity = {
+            "fingerprint": self.source.fingerprint,
+            "format_version": FORMAT_VERSION,
+            "mlx_entropy_version": version(),
+            "shard_bytes": self._shard_bytes,
+        }
+        kept, note = self.target.open(identity)
+        for shard in kept:
+            for record in shard["modules"]:
+                self._count(ModuleRecord.from_json(record))
+        if note is not None:
+            done = f"{len(kept)} of {len(self.plan)} shards are done"
+            self._report("", f"{note}; {done}" if kept else note)
+        return len(kept)
+
+    def _count(self, record: ModuleRecord) -> None:
+        self.records.append(record)
+        self._done_bytes += self.sizes[record.path]
+        self._coded_bytes += sum(row.coded_bytes for row in record.rows)
+
+    def _report(self, module: str, note: str | None = None) -> None:
+        if self._progress is None:
+            return
+        self._progress(
+            Progress(
+                module,
+                len(self.records),
+                len(self.sizes),
+                self._done_bytes,
+                sum(self.sizes.values()),
+                self._coded_bytes,
+                note,
+            )
+        )
+
+    def _write_shard(self, shard: Shard, modules: Iterator[Module]) -> None:
+        first = len(self.records)
+        path = self.target.temporary(shard.file)
+        with ShardWriter(path, header_room(shard.paths)) as writer:
+            for expected in shard.paths:
+                self._write_module(expected, modules, writer)
+                # Kept buffers of a GPU's allocator count as memory too.
+                mx.clear_cache()
+                self._report(expected)
+            writer.finish()
+        records = [record.to_json() for record in self.records[first:]]
+        self.target.finish_shard({"file": shard.file, "modules": records})
+
+    def _write_module(
+        self, expected: str, modules: Iterator[Module], writer: ShardWriter
+    ) -> None:
+        """Its own function, so that nothing outlives it in memory."""
+        module = next(modules, None)
+        if module is None or module.path != expected:
+            raise SourceError(f"{self.source.name} changed while it was read")
+        tensors, record = code_module(module, self.source.config)
+        for name, array in tensors.items():
+            writer.add(f"{module.path}.{name}" if module.path else name, array)
+        self._count(record)
+
+    def _write_small_files(self) -> None:
+        ours = {"config.json": _json(self._config())}
+        ours[MODEL_FILE] = MODEL_FILE_SOURCE.encode()
+        if len(self.plan) > 1:
+            ours["model.safetensors.index.json"] = _json(self._index())
+        for name, content in self.source.assets().files.items():
+            if _may_copy(name, ours):
+                self.target.write(name, content)
+        for name, content in ours.items():
+            self.target.write(name, content)
+
+    def _config(self) -> dict[str, Any]:
+        config = converted_config(self.source.config, self.records)
+        coded = sum(record.coded for record in self.records)
+        config["model_file"] = MODEL_FILE
+        config[CONFIG_KEY] = {
+            "format_version": FORMAT_VERSION,
+            "mlx_entropy_version": version(),
+            "source": _public_name(self.source.name),
+            "modules": {"coded": coded, "raw": len(self.records) - coded},
+            "embeddings": [
+                record.path
+                for record in self.records
+                if record.kind == "embedding"
+            ],
+            "raw": {
+                record.path: {"kind": record.kind, "reason": record.reason}
+                for record in self.records
+                if record.reason is not None
+            },
+        }
+        return config
+
+    def _index(self) -> dict[str, Any]:
+        stored = {}
+        for shard in self.plan:
+            stored.update(read_header(self.target.partial / shard.file))
+        rows = [row for record in self.records for row in record.rows]
+        return {
+            "metadata": {
+                "total_size": sum(tensor.nbytes for tensor in stored.values()),
+                "total_parameters": sum(row.weights for row in rows),
+            },
+            "weight_map": {name: stored[name].file for name in sorted(stored)},
+        }
+
+
+def converted_config(
+    config: dict[str, Any], records: list[ModuleRecord]
+) -> dict[str, Any]:
+    """The source's config with the quantization that still applies.
+
+    mlx-lm quantizes the layers that `quantization` describes and refuses
+    those it no longer knows, so entries of coded modules must go. It also
+    acts on `quantization_config`, here or in `text_config`.
+    """
+    result = {k: v for k, v in config.items() if k != "quantization_config"}
+    if isinstance(text := result.get("text_config"), dict):
+        result["text_config"] = {
+            k: v for k, v in text.items() if k != "quantization_config"
+        }
+    quantization = result.pop("quantization", None)
+    raw = [record for record in records if record.quantization is not None]
+    if raw:
+        remaining = _remaining_quantization(quantization, raw, records)
+        result["quantization"] = remaining
+        result["quantization_config"] = remaining
+    return result
+
+
+def _remaining_quantization(
+    quantization: dict[str, Any] | None,
+    raw: list[ModuleRecord],
+    records: list[ModuleRecord],
+) -> dict[str, Any]:
+    coded = {record.path for record in records if record.coded}
+    if not quantization or "bits" not in quantization:
+        quantization = {**(raw[0].quantization or {}), **(quantization or {})}
+    remaining = {k: v for k, v in quantization.items() if k not in coded}
+    for record in raw:
+        own = _quantizer(record.quantization or {})
+        if record.path not in remaining and own != _quantizer(remaining):
+            remaining[record.path] = record.quantization
+    return remaining
+
+
+def _quantizer(quantization: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        quantization["group_size"],
+        quantization["bits"],
+        quantization.get("mode", "affine"),
+    )
+
+
+def _may_copy(name: str, ours: dict[str, bytes]) -> bool:
+    """Whether an asset is a plain file name that nothing of ours has."""
+    if name != Path(name).name or name in ("", ".", ".."):
+        return False
+    # Some file systems do not tell case apart.
+    folded = name.casefold()
+    if folded in {other.casefold() for other in ours}:
+        return False
+    if folded == JOURNAL or folded.endswith(".tmp"):
+        return False
+    return ".safetensors" not in folded
+
+
+def _public_name(name: str) -> str:
+    """A package's name as it is; the last part of a path: no folder leaks."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(_tag_floats(content), indent=4) + "\n").encode()
+
+
+def _tag_floats(value: Any) -> Any:
+    """JSON has no infinity: write what transformers and mlx-lm read."""
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isnan(value):
+            return {"__float__": "NaN"}
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, dict):
+        return {key: _tag_floats(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_tag_floats(item) for item in value]
+    return value

@@ -1,0 +1,337 @@
+"""Load converted models through mlx-lm, with or without its cooperation.
+
+mlx-lm builds a model from a class and lets that class's ``sanitize`` edit the
+checkpoint before strict loading. `model_classes` makes a subclass of the stock
+class whose ``sanitize`` also swaps in a coded layer for every ``<path>.coded``
+tensor. The subclass gets to mlx-lm in one of two ways: `register` wraps
+``mlx_lm.utils.load_model``, or the model directory carries
+`MODEL_FILE_SOURCE`, which mlx-lm runs when told to trust remote code.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import _ext
+from .nn.coded import EntropyCoded
+from .nn.embedding import EntropyCodedEmbedding
+from .nn.linear import EntropyCodedLinear
+from .nn.swap import module_at, replace_module
+
+Config = dict[str, Any]
+Classes = tuple[type[nn.Module], type]
+
+CONFIG_KEY = "mlx_entropy"
+FORMAT_VERSION = 1
+"""Newest ``config["mlx_entropy"]["format_version"]`` that is understood."""
+
+MODEL_FILE_SOURCE = '''\
+"""Lets mlx-lm load this model when it is told to trust remote code."""
+
+import json
+from pathlib import Path
+
+try:
+    from mlx_entropy.load import model_classes
+except ModuleNotFoundError as error:
+    raise ImportError("to load this model: pip install mlx-entropy") from error
+
+_config = Path(__file__).with_name("config.json").read_text("utf-8")
+Model, ModelArgs = model_classes(json.loads(_config))
+'''
+"""Text of the file that ``config["model_file"]`` names."""
+
+_SUFFIX = ".coded"
+_lock = threading.Lock()
+_registered = False
+_loading = 0
+_wrapper: Callable[..., Any] | None = None
+_stock: Any = None
+
+
+def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
+    """`mlx_lm.load` that also understands converted models.
+
+    Args:
+        path (str): Directory or Hugging Face repository, converted or stock.
+        kwargs: Those of `mlx_lm.load`.
+
+    Returns:
+        Model and tokenizer, and the config with ``return_config=True``.
+
+    Raises:
+        ValueError: A coded tensor is damaged or does not fit its layer (the
+            message names it; no kernel has run), parameters are missing or
+            unknown, or the format is newer than this package.
+    """
+    import mlx_lm.utils
+
+    with _wrapped():
+        return mlx_lm.utils.load(str(path), **kwargs)
+
+
+def register() -> None:
+    """Make every entry point of mlx-lm load converted models.
+
+    `mlx_lm.load`, `mlx_lm.generate`, `mlx_lm.server` and the others then load
+    them without running code from the model directory and without a trust
+    flag; other models load as before. Calling it again changes nothing.
+    """
+    global _registered
+    with _lock:
+        _registered = True
+        _install()
+
+
+def unregister() -> None:
+    """Undo `register`; changes nothing if it was not called."""
+    global _registered
+    with _lock:
+        was_registered, _registered = _registered, False
+        if was_registered and not _loading:
+            _uninstall()
+
+
+def check_format(config: Config) -> None:
+    """ValueError unless the config is of a format that this package reads."""
+    entry = config.get(CONFIG_KEY)
+    version = entry.get("format_version") if isinstance(entry, dict) else None
+    if type(version) is not int or version < 1:
+        raise ValueError(
+            f"config.json: {CONFIG_KEY} must have a positive integer "
+            f"format_version, got {entry!r}"
+        )
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"the model has format version {version}, newer than the "
+            f"{FORMAT_VERSION} that this mlx-entropy reads: "
+            "pip install --upgrade mlx-entropy"
+        )
+
+
+def model_classes(
+    config: Config, base: Callable[..., Classes] | None = None
+) -> Classes:
+    """Model and ModelArgs of a converted model, for mlx-lm's `load_model`.
+
+    The model class is the stock one, except that `sanitize` swaps in a coded
+    layer for each ``<path>.coded`` tensor after validating it.
+
+    Args:
+        config (dict): The model's config.json.
+        base (Callable): What gives the stock classes; None for mlx-lm's own.
+
+    Raises:
+        ValueError: Unknown format version or model type.
+    """
+    check_format(config)
+    if base is None:
+        from mlx_lm.utils import _get_classes
+
+        base = _get_classes
+    model_class, args_class = base(config=config)
+    return _coded_class(model_class), args_class
+
+
+@functools.cache
+def _coded_class(stock: type[nn.Module]) -> type[nn.Module]:
+    if getattr(stock, "swaps_in_coded", False):
+        return stock
+
+    class Model(stock):  # type: ignore[misc, valid-type]
+        swaps_in_coded = True
+
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            sanitize = getattr(super(), "sanitize", lambda weights: weights)
+            return _swap_in_coded(self, sanitize, weights)
+
+    # mlx-lm looks up a model's processor and tokenizer by its class's module.
+    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+        setattr(Model, name, getattr(stock, name))
+    return Model
+
+
+def _swap_in_coded(
+    model: nn.Module,
+    sanitize: Callable[[dict[str, mx.array]], dict[str, mx.array]],
+    weights: dict[str, mx.array],
+) -> dict[str, mx.array]:
+    """Sanitize the weights and give the model its coded layers.
+
+    The stock `sanitize` must see a tensor ``<path>.weight`` for every coded
+    one: some models tie their head when ``lm_head.weight`` is missing. It
+    sees an array that is never evaluated, and that is recognized afterwards;
+    should it ever leak into another weight, NaN is the value nobody misses.
+    """
+    weights = dict(weights)
+    stand_ins: dict[int, tuple[mx.array, str, _ext.CodedInfo]] = {}
+    coded: dict[str, mx.array] = {}
+    for name in [name for name in weights if name.endswith(_SUFFIX)]:
+        coded[name] = weights.pop(name)
+        info = _validated(name, coded[name])
+        stand_in = mx.full((info.rows, info.cols), mx.nan, info.dtype)
+        stand_ins[id(stand_in)] = stand_in, name, info
+        weight = f"{name.removesuffix(_SUFFIX)}.weight"
+        if weight in weights:
+            raise ValueError(f"the model has both {weight} and {name}")
+        weights[weight] = stand_in
+
+    weights = sanitize(weights)
+    lost = set(coded)
+    for weight in [w for w, array in weights.items() if id(array) in stand_ins]:
+        _, name, info = stand_ins[id(weights.pop(weight))]
+        path = weight.removesuffix(".weight")
+        _swap(model, path, name, coded[name], info)
+        weights[path + _SUFFIX] = coded[name]
+        lost.discard(name)
+    if lost:
+        raise ValueError(
+            f"{type(model).__module__} drops or changes these weights when it "
+            f"loads them, so they cannot be coded: {', '.join(sorted(lost))}"
+        )
+    return weights
+
+
+def _validated(name: str, array: mx.array) -> _ext.CodedInfo:
+    """Header of a coded tensor of which every byte has been checked."""
+    if array.dtype != mx.uint8 or array.ndim != 1:
+        raise ValueError(
+            f"{name}: expected a uint8 vector, "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    try:
+        info = _ext.validate(array)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if info.scheme not in ("affine", "float"):
+        raise ValueError(f"{name}: holds {info.scheme}, not weights")
+    return info
+
+
+def _swap(
+    model: nn.Module,
+    path: str,
+    name: str,
+    coded: mx.array,
+    info: _ext.CodedInfo,
+) -> None:
+    """Put a coded layer in the place of the stock one at `path`."""
+    try:
+        stock = module_at(model, path)
+    except LookupError as error:
+        raise ValueError(f"{name}: {error}") from None
+    layer: EntropyCoded
+    if type(stock) is nn.Linear:
+        rows, cols = stock.weight.shape
+        layer = EntropyCodedLinear(cols, rows, coded.size, "bias" in stock)
+    elif type(stock) is nn.Embedding:
+        rows, cols = stock.weight.shape
+        layer = EntropyCodedEmbedding(rows, cols, coded.size, info.dtype)
+    else:
+        raise ValueError(
+            f"{name}: the model has a {type(stock).__name__} there, "
+            "which cannot be coded"
+        )
+    if (info.rows, info.cols) != (rows, cols):
+        raise ValueError(
+            f"{name}: expected a matrix of shape {(rows, cols)}, "
+            f"got {(info.rows, info.cols)}"
+        )
+    replace_module(model, path, layer)
+
+
+def _read_marked_config(path: str | Path) -> Config | None:
+    """config.json of a converted model, else None."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None  # mlx-lm has the better message
+    marked = isinstance(config, dict) and CONFIG_KEY in config
+    return config if marked else None
+
+
+def _wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """`mlx_lm.utils.load_model` that also understands converted models."""
+
+    @functools.wraps(stock)
+    def load_model(
+        model_path: Path, *args: Any, **kwargs: Any
+    ) -> tuple[nn.Module, Config]:
+        config = _read_marked_config(model_path)
+        # Somebody's wrapper around this one may outlive `unregister`.
+        if config is None or not (_registered or _loading):
+            return stock(model_path, *args, **kwargs)
+        check_format(config)
+        given = _by_name(*args, **kwargs)
+        own = given["model_config"] or {}
+        given["model_config"] = own | {"model_file": None}
+        given["get_model_classes"] = functools.partial(
+            model_classes, base=given["get_model_classes"]
+        )
+        model, loaded = stock(model_path, **given)
+        # Whoever saves this config wants the file that the model came with.
+        loaded["model_file"] = (config | own).get("model_file")
+        if loaded["model_file"] is None:
+            del loaded["model_file"]
+        return model, loaded
+
+    return load_model
+
+
+def _by_name(
+    lazy: bool = False,
+    strict: bool = True,
+    model_config: Config | None = None,
+    get_model_classes: Callable[..., Classes] | None = None,
+    trust_remote_code: bool = False,
+    **others: Any,
+) -> dict[str, Any]:
+    """Arguments of `load_model` after the first, in its order."""
+    others["lazy"] = lazy
+    others["strict"] = strict
+    others["model_config"] = model_config
+    others["get_model_classes"] = get_model_classes
+    others["trust_remote_code"] = trust_remote_code
+    return others
+
+
+@contextmanager
+def _wrapped() -> Iterator[None]:
+    """`register` for as long as some thread is in here."""
+    global _loading
+    with _lock:
+        _loading += 1
+        _install()
+    try:
+        yield
+    finally:
+        with _lock:
+            _loading -= 1
+            if not _loading and not _registered:
+                _uninstall()
+
+
+def _install() -> None:
+    global _wrapper, _stock
+    import mlx_lm.utils
+
+    if mlx_lm.utils.load_model is not _wrapper:
+        _stock = mlx_lm.utils.load_model
+        _wrapper = _wrap(_stock)
+        mlx_lm.utils.load_model = _wrapper
+
+
+def _uninstall() -> None:
+    import mlx_lm.utils
+
+    if mlx_lm.utils.load_model is _wrapper:
+        mlx_lm.utils.load_model = _stock

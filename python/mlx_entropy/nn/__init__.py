@@ -1,0 +1,14 @@
+"""MLX layers that keep their weights entropy-coded."""
+
+from .coded import EntropyCoded
+from .embedding import EntropyCodedEmbedding
+from .linear import EntropyCodedLinear
+from .swap import EntropyReport, entropy_quantize
+
+__all__ = [
+    "EntropyCoded",
+    "EntropyCodedEmbedding",
+    "EntropyCodedLinear",
+    "EntropyReport",
+    "entropy_quantize",
+]

@@ -1,0 +1,180 @@
+"""What the coded layers share: one coded matrix, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .. import _ext
+
+GROUP_SIZES = (32, 64, 128)
+BITS = (2, 3, 4, 5, 6, 8)
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
+class EntropyCoded(nn.Module):
+    """Base of the coded layers: a matrix ``[rows, cols]`` in ``coded``.
+
+    ``coded`` (uint8, 1-D) is an ordinary parameter, so saving, loading and
+    evaluating work as for any layer. There is no ``weight`` and no ``bits``
+    attribute: mlx-lm takes the presence of ``bits`` for its own packed
+    layout and then reads ``weight``.
+    """
+
+    def __init__(self, rows: int, cols: int, coded_bytes: int) -> None:
+        super().__init__()
+        self.coded = mx.zeros((coded_bytes,), mx.uint8)
+        self._rows = rows
+        self._cols = cols
+
+    @property
+    def info(self) -> _ext.CodedInfo:
+        """Header of the coded matrix; ValueError when it holds none."""
+        return _ext.describe(self["coded"])
+
+    @property
+    def coded_bytes(self) -> int:
+        """Bytes of the coded matrix, side information included."""
+        return self["coded"].size
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the same matrix in the stock layer."""
+        info = self.info
+        weights = info.rows * info.cols
+        if info.scheme != "affine":
+            return weights * info.dtype.size
+        pairs = weights // info.group_size
+        return weights * info.bits // 8 + 2 * pairs * info.dtype.size
+
+    def _product(self, x: mx.array) -> mx.array:
+        # The op compares with the header, which it may not read before the
+        # evaluation: too late to see whose x it was.
+        if x.ndim and x.shape[-1] != self._cols:
+            raise ValueError(
+                f"[{type(self).__name__}] expected x of shape "
+                f"[..., {self._cols}], got {x.shape}"
+            )
+        return _ext.entropy_coded_matmul(x, self["coded"], self._rows)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Coded bits over weights; a bias vector is not counted."""
+        return 8 * self.coded_bytes / (self._rows * self._cols)
+
+
+@dataclass(frozen=True)
+class AffineMatrix:
+    """A matrix in MLX's affine quantization, as `mx.quantize` returns it."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array
+    group_size: int
+    bits: int
+
+    @classmethod
+    def of(cls, layer: nn.Module, kind: type[nn.Module]) -> AffineMatrix:
+        """Arrays of a stock layer; ValueError unless affine and a `kind`."""
+        check_kind("from_quantized", layer, kind)
+        if layer.mode != "affine":
+            raise ValueError(
+                "[from_quantized] only affine quantization can be coded, "
+                f"got mode {layer.mode!r}"
+            )
+        return cls(
+            layer.weight,
+            layer.scales,
+            layer.biases,
+            layer.group_size,
+            layer.bits,
+        )
+
+    @classmethod
+    def quantize(
+        cls, weight: mx.array, group_size: int, bits: int
+    ) -> AffineMatrix:
+        check_quantization(group_size, bits)
+        if weight.shape[-1] % group_size:
+            raise ValueError(
+                "[quantize] the last dimension must be a multiple of the group "
+                f"size {group_size}, got a weight of shape {weight.shape}"
+            )
+        return cls(*mx.quantize(weight, group_size, bits), group_size, bits)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix, not of its packed words."""
+        rows, words = self.weight.shape
+        return rows, words * 32 // self.bits
+
+    def encode(self) -> mx.array:
+        check_quantization(self.group_size, self.bits)
+        check_matrix(self.weight, (mx.uint32,))
+        return _ext.encode_affine(
+            self.weight, self.scales, self.biases, self.group_size, self.bits
+        )
+
+
+def encode_weight(
+    weight: mx.array, group_size: int, bits: int | None
+) -> mx.array:
+    """Code floats without loss, or quantized first when `bits` is given."""
+    check_matrix(weight, FLOATS)
+    if bits is None:
+        return _ext.encode_float(weight)
+    return AffineMatrix.quantize(weight, group_size, bits).encode()
+
+
+def decode_into(
+    layer: nn.Module, coded: mx.array, info: _ext.CodedInfo
+) -> None:
+    """Give a stock layer the weights that `coded` holds."""
+    if info.scheme == "affine":
+        layer.weight, layer.scales, layer.biases = _ext.decode_affine(coded)
+    elif info.scheme == "float":
+        layer.weight = _ext.decode_float(coded)
+    else:
+        raise ValueError(
+            f"[decode] {info.scheme} are not the weights of a layer"
+        )
+
+
+def check_kind(function: str, layer: nn.Module, kind: type[nn.Module]) -> None:
+    if not isinstance(layer, kind):
+        raise ValueError(
+            f"[{function}] expected nn.{kind.__name__}, "
+            f"got {type(layer).__name__}"
+        )
+
+
+def check_quantization(group_size: int, bits: int) -> None:
+    if bits not in BITS:
+        raise ValueError(f"[quantize] bits must be one of {BITS}, got {bits}")
+    if group_size not in GROUP_SIZES:
+        raise ValueError(
+            f"[quantize] group_size must be one of {GROUP_SIZES}, "
+            f"got {group_size}"
+        )
+
+
+def check_matrix(weight: mx.array, dtypes: tuple[mx.Dtype, ...]) -> None:
+    if weight.ndim != 2 or weight.size == 0:
+        raise ValueError(
+            "[encode] expected a non-empty matrix, "
+            f"got a weight of shape {weight.shape}"
+        )
+    if weight.dtype not in dtypes:
+        names = " or ".join(str(dtype).split(".")[-1] for dtype in dtypes)
+        raise ValueError(
+            f"[encode] expected a weight of type {names}, got {weight.dtype}"
+        )
+
+
+def one_source(function: str, layer: object, *arrays: object) -> None:
+    """ValueError unless either `layer` or its arrays were given."""
+    given = any(array is not None for array in arrays)
+    if (layer is not None) == given:
+        raise ValueError(f"[{function}] give either a layer or its arrays")

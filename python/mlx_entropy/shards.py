@@ -1,0 +1,211 @@
+"""Planning, writing and reading the safetensors files of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import mlx.core as mx
+
+from .sources.base import Layout, SourceError
+from .tensors import DTYPE_NAMES, as_bytes
+
+# The first tensor starts on a cache line; coded sizes do not keep that up.
+_ALIGNMENT = 64
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a plan: the modules it holds, and their source bytes."""
+
+    file: str
+    paths: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: bytes `[start, stop)` of the data of `file`."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def plan_shards(layout: Iterable[Layout], shard_bytes: int) -> list[Shard]:
+    """Files for the modules of `layout`, in order.
+
+    A file ends before the module that would take it over `shard_bytes`
+    bytes *of the source*: only those are known before coding, and the number
+    of files is part of each one's name. A larger module gets its own file.
+    """
+    if shard_bytes < 1:
+        raise ValueError(f"shard size must be positive, got {shard_bytes}")
+    groups: list[list[Layout]] = [[]]
+    room = shard_bytes
+    for module in layout:
+        if groups[-1] and module.nbytes > room:
+            groups.append([])
+            room = shard_bytes
+        groups[-1].append(module)
+        room -= module.nbytes
+    return [
+        Shard(
+            _shard_name(index, len(groups)),
+            tuple(module.path for module in group),
+            sum(module.nbytes for module in group),
+        )
+        for index, group in enumerate(groups)
+    ]
+
+
+def _shard_name(index: int, count: int) -> str:
+    if count == 1:
+        return "model.safetensors"
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def header_room(paths: Iterable[str]) -> int:
+    """Header bytes that nearly always suffice for modules at `paths`.
+
+    Two entries a module: `{"dtype":...,"shape":[...],"data_offsets":[...]}`
+    takes about 90 bytes beside the name.
+    """
+    return 64 + sum(2 * (len(path) + 110) for path in paths)
+
+
+class ShardWriter:
+    """Writes tensors to a safetensors file as they come, keeping none.
+
+    The header, which comes first, is known last, so room is left for it;
+    the format allows trailing spaces. Only a header that outgrows its room
+    costs a second pass over the file. Leaving the `with` block by an
+    exception removes the file. OSError as from any write.
+    """
+
+    def __init__(self, path: Path, room: int) -> None:
+        self.path = path
+        self._data_start = _round_up(_LENGTH_BYTES + room)
+        self._entries: dict[str, Any] = {}
+        self._offset = 0
+        self._file = open(path, "wb")  # noqa: SIM115
+        self._file.seek(self._data_start)
+
+    def add(self, name: str, array: mx.array) -> None:
+        """Append a tensor; ValueError if safetensors lacks its type."""
+        if array.dtype not in DTYPE_NAMES:
+            raise ValueError(f"{name}: cannot store type {array.dtype}")
+        if name in self._entries:
+            raise ValueError(f"{name}: two tensors have this name")
+        stop = self._offset + array.nbytes
+        self._entries[name] = {
+            "dtype": DTYPE_NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [self._offset, stop],
+        }
+        if array.nbytes:
+            self._file.write(as_bytes(array))
+        self._offset = stop
+
+    def finish(self) -> None:
+        """Write the header and wait until the disk has everything."""
+        content = {"__metadata__": {"format": "mlx"}, **self._entries}
+        header = json.dumps(content, separators=(",", ":")).encode()
+        if _LENGTH_BYTES + len(header) > self._data_start:
+            self._move_data(_round_up(_LENGTH_BYTES + len(header)))
+        room = self._data_start - _LENGTH_BYTES
+        self._file.seek(0)
+        self._file.write(room.to_bytes(_LENGTH_BYTES, "little"))
+        self._file.write(header.ljust(room))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _move_data(self, start: int) -> None:
+        self._file.close()
+        old = self.path.with_name(self.path.name + ".old")
+        os.replace(self.path, old)
+        self._file = open(self.path, "wb")  # noqa: SIM115
+        self._file.seek(start)
+        with open(old, "rb") as source:
+            source.seek(self._data_start)
+            shutil.copyfileobj(source, self._file, 1 << 20)
+        old.unlink()
+        self._data_start = start
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            return
+        # Closing flushes, which fails again on a full disk.
+        with suppress(OSError):
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _round_up(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name, without their data.
+
+    SourceError if the file is missing, cut short or no safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if length > min(size, _MAX_HEADER_BYTES):
+                raise SourceError(f"{path}: not a safetensors file")
+            header = json.loads(file.read(length))
+            data_bytes = size - _LENGTH_BYTES - length
+            return _entries(path, header, data_bytes)
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path}: damaged safetensors header") from error
+
+
+def _entries(
+    path: Path, header: dict[str, Any], data_bytes: int
+) -> dict[str, StoredTensor]:
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, stop = entry["data_offsets"]
+        if not 0 <= start <= stop <= data_bytes:
+            raise SourceError(
+                f"{path}: cut short: {name} needs {stop} bytes of data, "
+                f"the file has {data_bytes}"
+            )
+        shape = tuple(entry["shape"])
+        found[name] = StoredTensor(
+            path.name, entry["dtype"], shape, start, stop
+        )
+    return found

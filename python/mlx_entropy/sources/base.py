@@ -1,0 +1,83 @@
+"""What every source of weights offers to conversion, `verify` and the CLI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+
+class SourceError(ValueError):
+    """A source is missing, unreadable or of an unsupported kind."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """The parameters of one module, e.g. `model.layers.0.mlp.up_proj`.
+
+    `tensors` maps the parameter name inside the module ("weight", "scales",
+    "biases", "bias") to an array; arrays may be lazy, and nothing holds them
+    once the module is dropped. `kind` is the mlx layer: "linear" and
+    "embedding" can be entropy-coded, "other" is copied. `quantization` is
+    MLX's own description ({"group_size", "bits", "mode"}) or None.
+    """
+
+    path: str
+    kind: str
+    tensors: dict[str, mx.array]
+    quantization: dict[str, Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Name and stored bytes of a module, known before its data is read."""
+
+    path: str
+    nbytes: int
+
+
+@dataclass
+class Assets:
+    """Small files to write beside the weights: file name -> content."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A model to convert. Names are those that mlx-lm has after `sanitize`."""
+
+    @property
+    def name(self) -> str:
+        """What the user typed, for messages."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The mlx-lm config.json of the model."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the source's content may have changed."""
+
+    def layout(self) -> list[Layout]:
+        """Every module in conversion order."""
+
+    def modules(self, skip: frozenset[str] = frozenset()) -> Iterator[Module]:
+        """Modules in `layout` order, one at a time, without those in `skip`."""
+
+    def assets(self) -> Assets:
+        """Tokenizer, chat template, generation config and the like."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """`path`'s content; SourceError names the file when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error

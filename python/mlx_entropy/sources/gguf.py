@@ -1,0 +1,352 @@
+"""GGUF files of the llama family, as mlx-lm's `llama` model."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from . import tokenizer
+from .base import Assets, Layout, Module, SourceError
+from .gguf_file import GROUP_SIZE, GgufFile, TensorInfo, quoted
+
+# (GGUF, mlx-lm) names inside a layer, in mlx-lm's parameter order.
+_LAYER_LINEARS = (
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("ffn_up", "mlp.up_proj"),
+)
+_LAYER_NORMS = (
+    ("attn_norm", "input_layernorm"),
+    ("ffn_norm", "post_attention_layernorm"),
+)
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A module's tensors before they are read: parameter name -> entry."""
+
+    path: str
+    kind: str
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.array_nbytes for info in self.tensors.values())
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        bits = self.tensors["weight"].format.bits
+        if bits == 0:
+            return None
+        return {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
+
+
+class GgufSource:
+    """A Source over one GGUF file; reads a module's tensors when it is due.
+
+    Raises SourceError for anything that mlx-lm's llama could not run exactly:
+    other architectures, tensor types or tokenizers, missing tensors.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.name = name or str(path)
+        self._file = GgufFile(path)
+        if self._file.metadata.get("split.count", 0) not in (0, 1):
+            raise SourceError(
+                f"{path} is one part of a split GGUF; merge the parts with "
+                "llama-gguf-split --merge"
+            )
+        architecture = self._file.metadata.get("general.architecture")
+        if architecture != "llama":
+            raise SourceError(
+                f"{path}: architecture {quoted(str(architecture))} is not "
+                "supported for GGUF (only 'llama' is); use its MLX or Hugging "
+                "Face directory"
+            )
+        self._file.refuse_unsupported_types()
+        self._shape = _ModelShape(self._file)
+        self._entries = _entries(self._file, self._shape)
+        self._tokens = tokenizer.Tokens(
+            self._file.metadata, self._shape.vocab_size, path
+        )
+        self.config = self._config()
+        identity = (self._file.size, self._file.mtime_ns)
+        self.fingerprint = hashlib.sha256(
+            f"gguf {identity} {self._file.header_digest}".encode()
+        ).hexdigest()
+
+    def layout(self) -> list[Layout]:
+        """Every module in order; bytes are those of its MLX arrays."""
+        return [Layout(entry.path, entry.nbytes) for entry in self._entries]
+
+    def modules(self, skip: frozenset[str] = frozenset()) -> Iterator[Module]:
+        """Modules in `layout` order; each is read when it is asked for."""
+        for entry in self._entries:
+            if entry.path not in skip:
+                # Not bound to a name: the generator must not keep it alive.
+                yield self._read(entry)
+
+    def assets(self) -> Assets:
+        """tokenizer.json, tokenizer_config.json, generation_config.json."""
+        return Assets(self._tokens.files(self._shape.context_length))
+
+    def _read(self, entry: _Entry) -> Module:
+        arrays: dict[str, mx.array] = {}
+        for parameter, info in entry.tensors.items():
+            parts = self._file.read(info)
+            arrays[parameter] = parts.pop("weight")
+            arrays.update(parts)
+        return Module(entry.path, entry.kind, arrays, entry.quantization)
+
+    def _config(self) -> dict[str, Any]:
+        config = self._shape.config()
+        paths = {entry.path for entry in self._entries}
+        config["tie_word_embeddings"] = "lm_head" not in paths
+        # mlx-lm has one switch for the biases of each block's part.
+        first = {
+            entry.path.removeprefix("model.layers.0."): "bias" in entry.tensors
+            for entry in self._entries
+        }
+        config["attention_bias"] = first["self_attn.q_proj"]
+        config["mlp_bias"] = first["mlp.gate_proj"]
+        config.update(self._tokens.ids())
+        quantized = {
+            entry.path: entry.quantization
+            for entry in self._entries
+            if entry.quantization is not None
+        }
+        if quantized:
+            bits = Counter(each["bits"] for each in quantized.values())
+            common = bits.most_common(1)[0][0]
+            config["quantization"] = {
+                "group_size": GROUP_SIZE,
+                "bits": common,
+                "mode": "affine",
+            }
+            for path, each in quantized.items():
+                if each["bits"] != common:
+                    config["quantization"][path] = each
+        return config
+
+
+class _ModelShape:
+    """The model's dimensions, from metadata that may be wrong or missing."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self.file = file
+        self.hidden = self._integer("embedding_length")
+        self.layers = self._integer("block_count")
+        self.intermediate = self._integer("feed_forward_length")
+        self.heads = self._integer("attention.head_count")
+        self.kv_heads = self._integer("attention.head_count_kv", self.heads)
+        self.context_length = self._integer("context_length")
+        if self._integer("expert_count", 0):
+            self._refuse("mixture of experts is not supported for GGUF")
+        default = self.hidden // self.heads
+        self.head_dim = self._integer("attention.key_length", default)
+        if self._integer("attention.value_length", default) != self.head_dim:
+            self._refuse("keys and values of different lengths")
+        rotated = self._integer("rope.dimension_count", self.head_dim)
+        if rotated != self.head_dim:
+            self._refuse(f"RoPE on {rotated} of {self.head_dim} dimensions")
+        embedding = file.tensors.get("token_embd.weight")
+        if embedding is None:
+            self._refuse("tensor token_embd.weight is missing")
+        self.vocab_size = embedding.shape[0]
+
+    def config(self) -> dict[str, Any]:
+        """The part of config.json that follows from these dimensions."""
+        config: dict[str, Any] = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "intermediate_size": self.intermediate,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.context_length,
+            "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
+            "rope_theta": self._number("rope.freq_base", 10000.0),
+            # GGUF's llama keeps rotated pairs adjacent in the rows of q and k.
+            "rope_traditional": True,
+        }
+        scaling = self._rope_scaling(config["rope_theta"])
+        if scaling is not None:
+            config["rope_scaling"] = scaling
+        return config
+
+    def _rope_scaling(self, theta: float) -> dict[str, Any] | None:
+        kind = self._value("rope.scaling.type", "linear")
+        factor = self._number(
+            "rope.scaling.factor", self._number("rope.scale_linear", 1.0)
+        )
+        if kind not in ("none", "linear"):
+            self._refuse(f"RoPE scaling {quoted(str(kind))} is not supported")
+        if kind == "none":
+            factor = 1.0
+        if _ROPE_FACTORS in self.file.tensors:
+            if factor != 1.0:
+                self._refuse("two kinds of RoPE scaling at once")
+            return self._llama3_scaling(theta)
+        if factor == 1.0:
+            return None
+        return {"rope_type": "linear", "factor": factor}
+
+    def _llama3_scaling(self, theta: float) -> dict[str, Any]:
+        """Llama 3's parameters, recovered from the stored period factors.
+
+        mlx-lm takes the parameters only, so they must give back the factors.
+        """
+        info = self.file.tensors[_ROPE_FACTORS]
+        if info.format.bits or info.shape != (self.head_dim // 2,):
+            self._refuse(f"tensor {_ROPE_FACTORS} has an unexpected shape")
+        weight = self.file.read(info)["weight"]
+        stored = np.array(weight.astype(mx.float32), dtype=np.float64)
+        scaling = {
+            "rope_type": "llama3",
+            "factor": float(stored.max()),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        if not np.allclose(
+            stored, llama3_factors(self.head_dim, theta, scaling), rtol=1e-3
+        ):
+            self._refuse(f"the factors in {_ROPE_FACTORS} are not Llama 3's")
+        return scaling
+
+    def _value(self, key: str, default: Any) -> Any:
+        return self.file.metadata.get(f"llama.{key}", default)
+
+    def _integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer, or zero where that is the `default`."""
+        value = self._value(key, default)
+        if value is None:
+            self._refuse(f"metadata key llama.{key} is missing")
+        if type(value) is not int or value < (0 if default == 0 else 1):
+            self._refuse(f"metadata key llama.{key} has a bad value")
+        return value
+
+    def _number(self, key: str, default: float | None = None) -> float:
+        """A positive number, the shortest decimal of the stored float32."""
+        value = self._value(key, default)
+        if value is None:
+            self._refuse(f"metadata key llama.{key} is missing")
+        if not (
+            type(value) in (int, float) and math.isfinite(value) and value > 0
+        ):
+            self._refuse(f"metadata key llama.{key} has a bad value")
+        return float(str(np.float32(value)))
+
+    def _refuse(self, reason: str) -> None:
+        raise SourceError(f"{self.file.path}: {reason}")
+
+
+def llama3_factors(
+    head_dim: int, theta: float, scaling: dict[str, Any]
+) -> np.ndarray:
+    """Llama 3's multipliers of the RoPE periods, [head_dim / 2] float64."""
+    exponents = np.arange(0, head_dim, 2) / head_dim
+    periods = 2 * math.pi * theta**exponents
+    factor = scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    context = scaling["original_max_position_embeddings"]
+    blend = np.clip((context / periods - low) / (high - low), 0.0, 1.0)
+    return 1.0 / ((1.0 - blend) / factor + blend)
+
+
+def _entries(file: GgufFile, shape: _ModelShape) -> list[_Entry]:
+    """Every module in mlx-lm's order; SourceError unless all tensors fit."""
+    unused = dict(file.tensors)
+    unused.pop(_ROPE_FACTORS, None)
+    if shape.layers > len(unused):
+        raise SourceError(f"{file.path}: {shape.layers} layers are not there")
+
+    def take(name: str, expected: tuple[int, ...]) -> TensorInfo:
+        info = unused.pop(name, None)
+        if info is None:
+            raise SourceError(f"{file.path}: tensor {name} is missing")
+        if info.shape != expected:
+            raise SourceError(
+                f"{file.path}: tensor {name} is {_by(info.shape)}, but the "
+                f"metadata says {_by(expected)}"
+            )
+        if len(expected) == 1 and info.format.bits:
+            raise SourceError(f"{file.path}: tensor {name} is quantized")
+        return info
+
+    def matrix(
+        name: str, path: str, kind: str, rows: int, columns: int, bias: bool
+    ) -> _Entry:
+        tensors = {"weight": take(f"{name}.weight", (rows, columns))}
+        if bias:
+            tensors["bias"] = take(f"{name}.bias", (rows,))
+        return _Entry(path, kind, tensors)
+
+    def norm(name: str, path: str) -> _Entry:
+        weight = take(f"{name}.weight", (shape.hidden,))
+        return _Entry(path, "other", {"weight": weight})
+
+    queries = shape.heads * shape.head_dim
+    keys = shape.kv_heads * shape.head_dim
+    sizes = {
+        "attn_q": (queries, shape.hidden),
+        "attn_k": (keys, shape.hidden),
+        "attn_v": (keys, shape.hidden),
+        "attn_output": (shape.hidden, queries),
+        "ffn_gate": (shape.intermediate, shape.hidden),
+        "ffn_down": (shape.hidden, shape.intermediate),
+        "ffn_up": (shape.intermediate, shape.hidden),
+    }
+    biased = {
+        "attn": "blk.0.attn_q.bias" in unused,
+        "ffn": "blk.0.ffn_gate.bias" in unused,
+    }
+    vocabulary = (shape.vocab_size, shape.hidden)
+    embedding = "model.embed_tokens"
+    entries = [matrix("token_embd", embedding, "embedding", *vocabulary, False)]
+    for layer in range(shape.layers):
+        for name, path in _LAYER_LINEARS:
+            entries.append(
+                matrix(
+                    f"blk.{layer}.{name}",
+                    f"model.layers.{layer}.{path}",
+                    "linear",
+                    *sizes[name],
+                    biased[name.partition("_")[0]],
+                )
+            )
+        for name, path in _LAYER_NORMS:
+            entries.append(
+                norm(f"blk.{layer}.{name}", f"model.layers.{layer}.{path}")
+            )
+    entries.append(norm("output_norm", "model.norm"))
+    if "output.weight" in unused:
+        entries.append(
+            matrix("output", "lm_head", "linear", *vocabulary, False)
+        )
+    if unused:
+        raise SourceError(
+            f"{file.path}: tensor {quoted(min(unused))} has no place in "
+            "mlx-lm's llama"
+        )
+    return entries
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape)

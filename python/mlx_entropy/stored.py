@@ -1,0 +1,106 @@
+"""Reading a converted model directory, one module at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .destination import is_converted
+from .load import CONFIG_KEY, check_format
+from .shards import StoredTensor, read_header
+from .sources.base import SourceError
+
+# The last part of the name of an entropy-coded matrix.
+CODED = "coded"
+
+
+class StoredModel:
+    """A directory that `convert` wrote; ValueError if it is not one.
+
+    Names and sizes come from the file headers; data is read by `load`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_dir():
+            raise SourceError(f"no model directory at {self.path}")
+        if not is_converted(self.path):
+            raise SourceError(
+                f"{self.path} is not entropy-coded; "
+                "run mlx-entropy convert on it first"
+            )
+        self.config: dict[str, Any] = json.loads(
+            (self.path / "config.json").read_bytes()
+        )
+        check_format(self.config)
+        self.about: dict[str, Any] = self.config[CONFIG_KEY]
+        self.files = sorted(self.path.glob("model*.safetensors"))
+        self.tensors = self._headers()
+        self._open: tuple[str, dict[str, mx.array]] = ("", {})
+
+    def _headers(self) -> dict[str, StoredTensor]:
+        tensors: dict[str, StoredTensor] = {}
+        for file in self.files:
+            for name, tensor in read_header(file).items():
+                if name in tensors:
+                    raise SourceError(
+                        f"{name} is in {tensors[name].file} and {file.name}"
+                    )
+                tensors[name] = tensor
+        index = self.path / "model.safetensors.index.json"
+        if index.is_file():
+            self._check_index(index, tensors)
+        if not tensors:
+            raise SourceError(f"{self.path} holds no model*.safetensors")
+        return tensors
+
+    def _check_index(
+        self, index: Path, tensors: dict[str, StoredTensor]
+    ) -> None:
+        try:
+            names = set(json.loads(index.read_bytes())["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SourceError(f"{index}: damaged index") from error
+        if missing := sorted(names - tensors.keys()):
+            raise SourceError(
+                f"{self.path} lacks {len(missing)} tensors of its index, "
+                f"first {missing[0]}"
+            )
+
+    def modules(self) -> Iterator[tuple[str, list[str]]]:
+        """Paths of the modules and the names of their parameters.
+
+        In the order of the files, i.e. that of the conversion.
+        """
+        grouped: dict[str, list[str]] = {}
+        ordered = sorted(
+            self.tensors.items(), key=lambda item: (item[1].file, item[1].start)
+        )
+        for name, _ in ordered:
+            path, _, parameter = name.rpartition(".")
+            grouped.setdefault(path, []).append(parameter)
+        yield from grouped.items()
+
+    def load(self, name: str) -> mx.array:
+        """The tensor `name`; ValueError if MLX cannot read it."""
+        file = self.tensors[name].file
+        if self._open[0] != file or name not in self._open[1]:
+            self._open = (file, self._read(file))
+        # Popped, or the evaluated data would stay in memory.
+        array = self._open[1].pop(name, None)
+        if array is None:
+            raise SourceError(f"{file} changed while it was read")
+        mx.eval(array)
+        return array
+
+    def _read(self, file: str) -> dict[str, mx.array]:
+        try:
+            arrays = mx.load(str(self.path / file))
+        except RuntimeError as error:
+            raise SourceError(f"cannot read {file}: {error}") from error
+        assert isinstance(arrays, dict)  # What safetensors files hold.
+        return arrays

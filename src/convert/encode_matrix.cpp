@@ -1,0 +1,376 @@
+#include "convert/encode_matrix.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <numeric>
+
+#include "base/bits.h"
+#include "base/thread_pool.h"
+#include "codec/rans/encode.h"
+#include "codec/rans/model.h"
+#include "convert/plane_plan.h"
+#include "format/writer.h"
+
+namespace mlx_entropy {
+namespace {
+
+// The 64 lane states and the offsets of a tile take about 150 bytes. Small
+// matrices still get a few tiles, for threads and for streams in flight; large
+// ones get tiles big enough to make those bytes vanish.
+constexpr uint64_t kSmallTile = 48 * 1024;
+constexpr uint64_t kLargeTile = 256 * 1024;
+constexpr uint64_t kTilesWanted = 8;
+
+// rans32 decodes at a third of the speed of rans16, so it must save this much
+// of the size to be chosen.
+constexpr double kWideGain = 0.01;
+
+uint32_t choose_tile_rows(const MatrixHeader& header, uint32_t wanted) {
+  const uint32_t unit = row_unit(header.cols);
+  const uint64_t most =
+      std::max<uint64_t>(unit, kMaxTileSymbols / header.cols / unit * unit);
+  uint64_t rows = wanted;
+  if (rows == 0) {
+    const uint64_t symbols = uint64_t{header.rows} * header.cols;
+    const uint64_t target =
+        std::clamp(symbols / kTilesWanted, kSmallTile, kLargeTile);
+    const uint64_t tiles =
+        std::max<uint64_t>(1, (symbols + target / 2) / target);
+    rows = ceil_div(header.rows, tiles);
+  }
+  rows = std::min(ceil_div(rows, unit) * unit, most);
+  return static_cast<uint32_t>(std::min<uint64_t>(rows, header.rows));
+}
+
+// Splits the values of one plane of one tile.
+class PlaneSplitter {
+ public:
+  PlaneSplitter(const Plane& plane)
+      : base_(plane.base), raw_bits_(plane.raw_bits), shift_(plane.shift) {
+    const auto& f = plane.frequencies;
+    live_.assign(f.size(), 0);
+    for (size_t i = 0; i < f.size(); ++i) live_[i] = f[i] > 0;
+    all_live_ = std::find(live_.begin(), live_.end(), 0) == live_.end();
+    if (!plane.palette.empty()) {
+      index_of_.assign(256, kNoIndex);
+      // Unused entries at the end repeat value 0: the first one wins.
+      for (size_t i = plane.palette.size(); i-- > 0;) {
+        index_of_[plane.palette[i]] = static_cast<uint32_t>(i);
+      }
+    }
+    placeholder_ = static_cast<uint8_t>(std::max_element(f.begin(), f.end()) -
+                                        f.begin());
+  }
+
+  // `classes` has room for whole steps; padding gets the likeliest class.
+  void split(const uint32_t* values, size_t count, uint8_t* classes,
+             TilePayload* tile) const {
+    const size_t steps = ceil_div(count, kLanes);
+    std::vector<uint32_t> low(raw_bits_ > 0 ? steps * kLanes : 0, 0);
+    std::fill(classes + count, classes + steps * kLanes, placeholder_);
+    const size_t known = tile->exceptions.size();
+    for (size_t first = 0; first < count; first += kLanes) {
+      const size_t n = std::min(kLanes, count - first);
+      uint32_t* const raw = raw_bits_ > 0 ? &low[first] : nullptr;
+      uint32_t indices[kLanes];
+      for (size_t i = 0; i < n; ++i) indices[i] = index_of(values[first + i]);
+      if (!split_step(indices, n, classes + first, raw)) {
+        take_exceptions(values, indices, first, n, classes + first, raw, tile);
+      }
+    }
+    tile->exception_counts.push_back(
+        static_cast<uint32_t>(tile->exceptions.size() - known));
+    put_raw(low, steps, &tile->raw);
+  }
+
+ private:
+  // False when some value is outside the table.
+  bool split_step(const uint32_t* indices, size_t n, uint8_t* classes,
+                  uint32_t* raw) const {
+    const uint32_t mask = raw_mask();
+    const auto n_classes = static_cast<uint32_t>(live_.size());
+    uint32_t outside = 0;
+    for (size_t i = 0; i < n; ++i) {
+      const uint32_t klass = class_of(indices[i]);
+      classes[i] = static_cast<uint8_t>(klass);
+      outside |= klass >= n_classes;
+    }
+    if (raw != nullptr) {
+      for (size_t i = 0; i < n; ++i) raw[i] = indices[i] & mask;
+    }
+    if (outside != 0 || all_live_) return outside == 0;
+    for (size_t i = 0; i < n; ++i) outside |= !live_[classes[i]];
+    return outside == 0;
+  }
+
+  void take_exceptions(const uint32_t* values, const uint32_t* indices,
+                       size_t first, size_t n, uint8_t* classes, uint32_t* raw,
+                       TilePayload* tile) const {
+    for (size_t i = 0; i < n; ++i) {
+      const uint32_t value = values[first + i];
+      const uint32_t klass = class_of(indices[i]);
+      if (klass < live_.size() && live_[klass]) continue;
+      classes[i] = placeholder_;
+      if (raw != nullptr) raw[i] = 0;
+      tile->exceptions.push_back({static_cast<uint32_t>(first + i), value});
+    }
+  }
+
+  uint32_t index_of(uint32_t value) const {
+    if (!index_of_.empty()) return value < 256 ? index_of_[value] : kNoIndex;
+    return static_cast<uint32_t>(uint64_t{value - base_} >> shift_);
+  }
+  uint32_t class_of(uint32_t index) const {
+    return static_cast<uint32_t>(uint64_t{index} >> raw_bits_);
+  }
+  uint32_t raw_mask() const {
+    return raw_bits_ == 32 ? ~uint32_t{0} : (uint32_t{1} << raw_bits_) - 1;
+  }
+
+  void put_raw(const std::vector<uint32_t>& low, size_t steps,
+               std::vector<uint8_t>* raw) const {
+    size_t at = raw->size();
+    raw->resize(at + steps * raw_step_bytes(raw_bits_));
+    for (size_t step = 0; step < steps && raw_bits_ > 0; ++step) {
+      const uint32_t* const v = &low[step * kLanes];
+      int shift = 0;
+      for (; shift + 8 <= raw_bits_; shift += 8, at += kLanes) {
+        for (size_t i = 0; i < kLanes; ++i) {
+          (*raw)[at + i] = static_cast<uint8_t>(v[i] >> shift);
+        }
+      }
+      for (; shift < raw_bits_; ++shift, at += 8) {
+        uint64_t bits = 0;
+        for (size_t i = 0; i < kLanes; ++i) {
+          bits |= uint64_t{(v[i] >> shift) & 1} << i;
+        }
+        store(raw->data() + at, bits);
+      }
+    }
+  }
+
+  // Beyond every class, unless the plane has no table at all.
+  static constexpr uint32_t kNoIndex = ~uint32_t{0};
+
+  uint32_t base_;
+  int raw_bits_;
+  int shift_;
+  std::vector<uint32_t> index_of_;  // with a palette: of each value
+  std::vector<uint8_t> live_;
+  bool all_live_ = false;
+  uint8_t placeholder_ = 0;
+};
+
+std::vector<PlaneHistogram> make_histograms(const MatrixHeader& header) {
+  std::vector<PlaneHistogram> histograms;
+  for (const Plane& plane : header.planes) {
+    histograms.emplace_back(plane.kind, header.value_bits(plane));
+  }
+  return histograms;
+}
+
+// Reads plane values in pieces small enough for the cache.
+template <class Visit>
+void for_each_piece(const PlaneSource& source, size_t plane, uint64_t first,
+                    uint64_t count, const Visit& visit) {
+  constexpr size_t kPiece = 8192;
+  uint32_t values[kPiece];
+  for (uint64_t done = 0; done < count; done += kPiece) {
+    const auto n = static_cast<size_t>(std::min<uint64_t>(kPiece, count - done));
+    source.read(plane, first + done, n, values);
+    visit(values, n);
+  }
+}
+
+std::vector<PlaneHistogram> count_values(const PlaneSource& source,
+                                         const MatrixHeader& header) {
+  const uint64_t tasks =
+      std::min<uint64_t>(4 * ThreadPool::instance().size(), header.rows);
+  const uint64_t unit = row_unit(header.cols);
+  const uint64_t rows_per_task =
+      ceil_div(ceil_div(header.rows, tasks), unit) * unit;
+  std::vector<PlaneHistogram> total = make_histograms(header);
+  std::mutex mutex;
+  ThreadPool::instance().run(
+      ceil_div(header.rows, rows_per_task), [&](size_t task) {
+        const uint64_t row = task * rows_per_task;
+        const uint64_t rows = std::min(rows_per_task, header.rows - row);
+        std::vector<PlaneHistogram> mine = make_histograms(header);
+        for (size_t p = 0; p < header.planes.size(); ++p) {
+          const Plane& plane = header.planes[p];
+          for_each_piece(source, p, header.values(plane, row),
+                         header.values(plane, rows),
+                         [&](const uint32_t* values, size_t n) {
+                           mine[p].add(values, n);
+                         });
+        }
+        std::lock_guard lock(mutex);
+        for (size_t p = 0; p < total.size(); ++p) total[p].merge(mine[p]);
+      });
+  return total;
+}
+
+struct MatrixPlan {
+  std::vector<Plane> planes;
+  double bits = 0;
+};
+
+MatrixPlan plan_matrix(const std::vector<PlaneHistogram>& histograms,
+                       const MatrixHeader& header, int state_bits) {
+  MatrixPlan plan;
+  for (size_t p = 0; p < histograms.size(); ++p) {
+    PlanePlan best =
+        plan_plane(header.planes[p].kind, histograms[p], state_bits);
+    plan.bits += best.bits;
+    plan.planes.push_back(std::move(best.plane));
+  }
+  // About three quarters of the stored state bits carry no information.
+  plan.bits += 0.75 * state_bits * kLanes * header.tiles;
+  return plan;
+}
+
+void choose_planes(const PlaneSource& source, const EncodeOptions& options,
+                   MatrixHeader* header) {
+  if (options.frequencies) {
+    header->state_bits =
+        options.frequencies->size() <= size_t{kRans16.max_classes} ? 16 : 32;
+    Plane& plane = header->planes[0];
+    plane.frequencies = *options.frequencies;
+    const uint32_t total = uint32_t{1} << header->limits().precision_bits;
+    const auto certain = std::find(plane.frequencies.begin(),
+                                   plane.frequencies.end(), total);
+    if (certain != plane.frequencies.end()) {
+      plane.base =
+          static_cast<uint32_t>(certain - plane.frequencies.begin());
+      plane.frequencies = {static_cast<uint16_t>(total)};
+    }
+    return;
+  }
+  const std::vector<PlaneHistogram> histograms = count_values(source, *header);
+  MatrixPlan narrow = plan_matrix(histograms, *header, 16);
+  MatrixPlan wide = plan_matrix(histograms, *header, 32);
+  const bool use_wide = wide.bits < narrow.bits * (1 - kWideGain);
+  header->state_bits = use_wide ? 32 : 16;
+  header->planes = use_wide ? wide.planes : narrow.planes;
+}
+
+// Coded size of the planes that precede the weights plane, for a sample of
+// the matrix: enough to choose between two ways to code them.
+double sampled_side_bits(const PlaneSource& source) {
+  constexpr uint64_t kSamples = 16, kSampleValues = 1024;
+  MatrixHeader header = source.describe();
+  header.planes.pop_back();
+  if (header.rows == 0 || header.cols == 0) return 0;
+  std::vector<PlaneHistogram> histograms = make_histograms(header);
+  for (size_t p = 0; p < header.planes.size(); ++p) {
+    const uint64_t total = header.values(header.planes[p], header.rows);
+    const uint64_t stride = std::max(total / kSamples, kSampleValues) / 8 * 8;
+    for (uint64_t first = 0; first < total; first += stride) {
+      for_each_piece(source, p, first, std::min(kSampleValues, total - first),
+                     [&](const uint32_t* values, size_t n) {
+                       histograms[p].add(values, n);
+                     });
+    }
+  }
+  return plan_matrix(histograms, header, 16).bits;
+}
+
+class TileEncoder {
+ public:
+  TileEncoder(const PlaneSource& source, const MatrixHeader& header)
+      : source_(source), header_(header) {
+    for (const Plane& plane : header.planes) {
+      splitters_.emplace_back(plane);
+      tables_.emplace_back(plane.coded()
+                               ? std::make_unique<EncoderTable>(
+                                     plane.frequencies, header.state_bits)
+                               : nullptr);
+    }
+  }
+
+  TilePayload encode(uint32_t index) const {
+    const size_t n_planes = header_.planes.size();
+    const uint64_t row = uint64_t{index} * header_.tile_rows;
+    const uint64_t rows = header_.rows_in_tile(index);
+    TilePayload tile;
+    std::vector<std::unique_ptr<uint8_t[]>> classes(n_planes);
+    std::vector<size_t> steps(n_planes);
+    size_t symbols = 0;
+    for (size_t p = 0; p < n_planes; ++p) {
+      const Plane& plane = header_.planes[p];
+      const size_t count = header_.values(plane, rows);
+      steps[p] = ceil_div(count, kLanes);
+      classes[p] =
+          std::make_unique_for_overwrite<uint8_t[]>(steps[p] * kLanes);
+      auto values = std::make_unique_for_overwrite<uint32_t[]>(count + 8);
+      source_.read(p, header_.values(plane, row), count, values.get());
+      splitters_[p].split(values.get(), count, classes[p].get(), &tile);
+      if (plane.coded()) symbols += steps[p] * kLanes;
+    }
+    if (!header_.any_coded()) return tile;
+    StreamEncoder stream(header_.state_bits, symbols);
+    for (size_t p = n_planes; p-- > 0;) {
+      if (tables_[p]) stream.push_section(*tables_[p], classes[p].get(), steps[p]);
+    }
+    tile.states = stream.states();
+    tile.stream.assign(stream.stream().begin(), stream.stream().end());
+    return tile;
+  }
+
+ private:
+  const PlaneSource& source_;
+  const MatrixHeader& header_;
+  std::vector<PlaneSplitter> splitters_;
+  std::vector<std::unique_ptr<EncoderTable>> tables_;
+};
+
+}  // namespace
+
+Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
+                                           const EncodeOptions& options) {
+  MatrixHeader header = source.describe();
+  if (header.rows == 0 || header.cols == 0) {
+    return Status::error("cannot code an empty matrix");
+  }
+  const uint64_t unit_symbols = uint64_t{row_unit(header.cols)} * header.cols;
+  if (uint64_t{header.rows} * header.cols > kMaxSymbols ||
+      unit_symbols > kMaxTileSymbols) {
+    return Status::error("matrix too large: " + std::to_string(header.rows) +
+                         " x " + std::to_string(header.cols));
+  }
+  header.tile_rows = choose_tile_rows(header, options.tile_rows);
+  header.tiles =
+      static_cast<uint32_t>(ceil_div(header.rows, header.tile_rows));
+  choose_planes(source, options, &header);
+  std::vector<TilePayload> tiles(header.tiles);
+  const TileEncoder encoder(source, header);
+  ThreadPool::instance().run(header.tiles, [&](size_t tile) {
+    tiles[tile] = encoder.encode(static_cast<uint32_t>(tile));
+  });
+  return write_container(header, tiles);
+}
+
+Result<std::vector<uint8_t>> encode_affine(const AffineArrays& arrays,
+                                           const EncodeOptions& options) {
+  const AffineSource predicted(arrays, BiasMode::kPredicted);
+  const AffineSource stored(arrays, BiasMode::kStored);
+  const bool predict = sampled_side_bits(predicted) <= sampled_side_bits(stored);
+  return encode_matrix(predict ? predicted : stored, options);
+}
+
+std::vector<uint16_t> table_from_counts(std::span<const uint64_t> counts) {
+  const CoderLimits& limits =
+      counts.size() <= size_t{kRans16.max_classes} ? kRans16 : kRans32;
+  const double total = static_cast<double>(
+      std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
+  std::vector<uint64_t> kept(counts.begin(), counts.end());
+  for (uint64_t& count : kept) {
+    const double escape_bits =
+        static_cast<double>(count) * (8 * kExceptionSize - limits.precision_bits);
+    if (escape_bits < total / (1 << limits.precision_bits) * 1.4427) count = 0;
+  }
+  return quantize_frequencies(kept, limits.precision_bits);
+}
+
+}  // namespace mlx_entropy

@@ -1,0 +1,33 @@
+// The write path: planes -> classes and raw bits -> streams -> container.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "quant/affine.h"
+#include "quant/plane_source.h"
+
+namespace mlx_entropy {
+
+struct EncodeOptions {
+  // Rows of a tile, 0 to choose. Rounded up so that tiles start on a step.
+  uint32_t tile_rows = 0;
+  // Frequencies of a symbols plane, instead of those of its own histogram.
+  std::optional<std::vector<uint16_t>> frequencies;
+};
+
+Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
+                                           const EncodeOptions& options);
+
+// Codes with predicted or stored biases, whichever is smaller.
+Result<std::vector<uint8_t>> encode_affine(const AffineArrays& arrays,
+                                           const EncodeOptions& options);
+
+// Frequencies for an alphabet of any size up to 256: with 8 bits of precision
+// for at most 16 symbols, else 12. Symbols too rare for it get 0.
+std::vector<uint16_t> table_from_counts(std::span<const uint64_t> counts);
+
+}  // namespace mlx_entropy

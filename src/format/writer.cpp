@@ -1,0 +1,97 @@
+#include "format/writer.h"
+
+#include <algorithm>
+
+#include "base/hash.h"
+
+namespace mlx_entropy {
+namespace {
+
+class Cursor {
+ public:
+  explicit Cursor(uint8_t* p) : p_(p) {}
+
+  template <class T>
+  void put(T value) {
+    store(p_, value);
+    p_ += sizeof value;
+  }
+  void put(const std::vector<uint8_t>& bytes) {
+    p_ = std::copy(bytes.begin(), bytes.end(), p_);
+  }
+
+ private:
+  uint8_t* p_;
+};
+
+size_t table_bytes(const MatrixHeader& header) {
+  size_t bytes = header::kSize + 8 * (size_t{header.tiles} + 1);
+  for (const Plane& plane : header.planes) {
+    bytes += plane::kSize + 2 * plane.classes() + plane.palette.size();
+  }
+  return bytes;
+}
+
+void put_header(Cursor* out, const MatrixHeader& header, uint64_t total) {
+  out->put(kMagic);
+  out->put(kVersion);
+  out->put(static_cast<uint8_t>(header.scheme));
+  out->put(static_cast<uint8_t>(header.state_bits));
+  out->put(total);
+  out->put(uint64_t{0});  // the checksum, once everything else is there
+  out->put(header.rows);
+  out->put(header.cols);
+  out->put(header.tile_rows);
+  out->put(header.tiles);
+  out->put(static_cast<uint8_t>(header.bits));
+  out->put(static_cast<uint8_t>(header.float_type));
+  out->put(static_cast<uint16_t>(header.group_size));
+  out->put(static_cast<uint8_t>(header.planes.size()));
+  out->put(std::vector<uint8_t>(header::kSize - header::kReservedAt, 0));
+  for (const Plane& plane : header.planes) {
+    out->put(static_cast<uint8_t>(plane.kind));
+    out->put(static_cast<uint8_t>(plane.raw_bits));
+    out->put(static_cast<uint8_t>(plane.shift));
+    out->put(static_cast<uint8_t>(plane.palette.empty() ? 0 : 1));
+    out->put(static_cast<uint32_t>(plane.classes()));
+    out->put(plane.base);
+    for (uint16_t frequency : plane.frequencies) out->put(frequency);
+    out->put(plane.palette);
+  }
+}
+
+void put_tile(Cursor* out, const TilePayload& tile) {
+  for (uint32_t count : tile.exception_counts) out->put(count);
+  out->put(tile.states);
+  out->put(tile.raw);
+  for (const Exception& exception : tile.exceptions) {
+    out->put(exception.index);
+    out->put(exception.value);
+  }
+  out->put(tile.stream);
+}
+
+}  // namespace
+
+std::vector<uint8_t> write_container(const MatrixHeader& header,
+                                     const std::vector<TilePayload>& tiles) {
+  const size_t first_tile = table_bytes(header);
+  size_t total = first_tile + kTailPadding;
+  for (const TilePayload& tile : tiles) total += tile.bytes();
+  total = ceil_div(total, kSizeMultiple) * kSizeMultiple;
+  std::vector<uint8_t> bytes(total, 0);
+  Cursor out(bytes.data());
+  put_header(&out, header, total);
+  uint64_t offset = first_tile;
+  for (const TilePayload& tile : tiles) {
+    out.put(offset);
+    offset += tile.bytes();
+  }
+  out.put(offset);
+  for (const TilePayload& tile : tiles) put_tile(&out, tile);
+  store(bytes.data() + header::kChecksumAt,
+        xxh64(bytes.data() + header::kRowsAt, total - header::kRowsAt));
+  return bytes;
+}
+
+}  // namespace mlx_entropy

@@ -1,0 +1,365 @@
+// The fused product: decode a block of rows, dequantize, multiply, next.
+//
+// A block is small enough for its codes (batch 1) or its dequantized rows
+// (larger batches) to stay in the first- or second-level cache, so weights
+// are never written to memory.
+
+namespace mlx_entropy::body {
+// Internal to each target: the same name compiled for two targets must not
+// be merged by the linker.
+namespace {
+
+// Symbols of a block for one row of x, and for so many rows that a larger
+// block, which is multiplied with all of them, saves more traffic in x than
+// it costs in cache misses.
+inline constexpr size_t kBlockSymbols = 4096;
+inline constexpr size_t kBatchBlockSymbols = 16384;
+inline constexpr size_t kLargeBatch = 8;
+
+inline size_t block_rows(const ProductArgs& args) {
+  const size_t cols = args.matrix->header().cols;
+  const size_t unit = row_unit(static_cast<uint32_t>(cols));
+  const size_t symbols =
+      args.batch < kLargeBatch ? kBlockSymbols : kBatchBlockSymbols;
+  const size_t units = symbols / (unit * cols);
+  return unit * (units == 0 ? 1 : units);
+}
+
+// Float values of group scales or stored biases from their plane.
+inline void floats_from_words(FloatType type, const uint32_t* words, size_t n,
+                              float* out) {
+  switch (type) {
+    case FloatType::kFloat16:
+      for (size_t i = 0; i < n; ++i) {
+        out[i] = float16_to_float(sign_to_high_bit(words[i], 16));
+      }
+      break;
+    case FloatType::kBfloat16:
+      for (size_t i = 0; i < n; ++i) {
+        out[i] = bfloat16_to_float(sign_to_high_bit(words[i], 16));
+      }
+      break;
+    default:
+      for (size_t i = 0; i < n; ++i) {
+        out[i] = std::bit_cast<float>(sign_to_high_bit(words[i], 32));
+      }
+  }
+}
+
+template <FloatType kType>
+void predicted_biases(const float* scales, const uint32_t* offsets,
+                      const uint32_t* corrections, size_t n, float* out) {
+  constexpr int kWidth = bit_width(kType);
+  for (size_t i = 0; i < n; ++i) {
+    const auto offset = static_cast<int32_t>(offsets[i] - kOffsetBias);
+    const uint32_t product =
+        from_float(kType, scales[i] * static_cast<float>(offset));
+    const uint32_t predicted = offset == 0 ? 0 : product;
+    const uint32_t ordered =
+        static_cast<uint32_t>(ordered_from_bits(predicted, kWidth)) +
+        (corrections[i] - kCorrectionBias);
+    out[i] = to_float(
+        kType, bits_from_ordered(static_cast<int32_t>(ordered), kWidth));
+  }
+}
+
+inline void biases_from_planes(FloatType type, const float* scales,
+                               const uint32_t* offsets,
+                               const uint32_t* corrections, size_t n,
+                               float* out) {
+  switch (type) {
+    case FloatType::kFloat16:
+      return predicted_biases<FloatType::kFloat16>(scales, offsets, corrections,
+                                                   n, out);
+    case FloatType::kBfloat16:
+      return predicted_biases<FloatType::kBfloat16>(scales, offsets,
+                                                    corrections, n, out);
+    default:
+      return predicted_biases<FloatType::kFloat32>(scales, offsets, corrections,
+                                                   n, out);
+  }
+}
+
+// Scales and biases of all groups of V tiles, [V][groups of a tile].
+template <class Target, int V>
+void read_groups(const PreparedMatrix& matrix, TileReader<Target, V>* reader,
+                 size_t groups, float* scales, float* biases,
+                 Scratch& scratch) {
+  const MatrixHeader& header = matrix.header();
+  const size_t n_side = header.planes.size() - 1;
+  const size_t steps = (groups + kLanes - 1) / kLanes;
+  const size_t padded = steps * kLanes;
+  uint8_t* const classes = scratch.get<uint8_t>(Scratch::kClasses, V * padded);
+  uint32_t* const words =
+      scratch.get<uint32_t>(Scratch::kSide, V * n_side * padded);
+  uint8_t* out[V];
+  for (int v = 0; v < V; ++v) out[v] = classes + static_cast<size_t>(v) * padded;
+  for (size_t p = 0; p < n_side; ++p) {
+    reader->read_classes(p, steps, out);
+    for (int v = 0; v < V; ++v) {
+      uint32_t next_exception = 0;
+      assemble<Target>(header.planes[p], matrix.tables(p),
+                       reader->tile(v).planes[p], 0, steps, out[v],
+                       words + (static_cast<size_t>(v) * n_side + p) * padded,
+                       &next_exception);
+    }
+  }
+  for (int v = 0; v < V; ++v) {
+    const uint32_t* const w = words + static_cast<size_t>(v) * n_side * padded;
+    float* const s = scales + static_cast<size_t>(v) * groups;
+    float* const b = biases + static_cast<size_t>(v) * groups;
+    floats_from_words(header.float_type, w, groups, s);
+    if (n_side == 3) {
+      biases_from_planes(header.float_type, s, w + padded, w + 2 * padded,
+                         groups, b);
+    } else {
+      floats_from_words(header.float_type, w + padded, groups, b);
+    }
+  }
+}
+
+// One row of codes times one x: sum of scale * (codes . x) + bias * sum(x).
+template <class Target, size_t kGroup>
+float affine_dot(const uint8_t* codes, const float* x, const float* x_sums,
+                 const float* scales, const float* biases, size_t groups) {
+  using F = typename Target::Float;
+  F sum = Target::zero();
+  for (size_t g = 0; g < groups; ++g) {
+    F partial[2] = {Target::zero(), Target::zero()};
+    for (size_t k = 0; k < kGroup; k += Target::kWidth) {
+      F& into = partial[k / Target::kWidth % 2];
+      into = Target::fma(Target::from_bytes(codes + g * kGroup + k),
+                         Target::load(x + g * kGroup + k), into);
+    }
+    sum = Target::fma(Target::set(scales[g]),
+                      Target::add(partial[0], partial[1]), sum);
+  }
+  float result = Target::sum(sum);
+  for (size_t g = 0; g < groups; ++g) result += biases[g] * x_sums[g];
+  return result;
+}
+
+// kRows rows of a panel times kCols rows of x.
+template <class Target, size_t kRows, size_t kCols>
+void micro_product(const float* panel, size_t stride, const float* x,
+                   size_t x_stride, float* y, size_t y_stride) {
+  using F = typename Target::Float;
+  F sums[kRows][kCols];
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t c = 0; c < kCols; ++c) sums[r][c] = Target::zero();
+  }
+  for (size_t k = 0; k < stride; k += Target::kWidth) {
+    F w[kRows];
+    for (size_t r = 0; r < kRows; ++r) {
+      w[r] = Target::load(panel + r * stride + k);
+    }
+    for (size_t c = 0; c < kCols; ++c) {
+      const F value = Target::load(x + c * x_stride + k);
+      for (size_t r = 0; r < kRows; ++r) {
+        sums[r][c] = Target::fma(w[r], value, sums[r][c]);
+      }
+    }
+  }
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t c = 0; c < kCols; ++c) {
+      y[c * y_stride + r] = Target::sum(sums[r][c]);
+    }
+  }
+}
+
+template <class Target, size_t kRows>
+void panel_rows(const float* panel, size_t stride, const ProductArgs& args,
+                float* y) {
+  constexpr size_t kCols = Target::kPanelCols;
+  const size_t y_stride = args.matrix->header().rows;
+  size_t b = 0;
+  for (; b + kCols <= args.batch; b += kCols) {
+    micro_product<Target, kRows, kCols>(panel, stride,
+                                        args.x + b * args.x_stride,
+                                        args.x_stride, y + b * y_stride,
+                                        y_stride);
+  }
+  for (; b < args.batch; ++b) {
+    micro_product<Target, kRows, 1>(panel, stride, args.x + b * args.x_stride,
+                                    args.x_stride, y + b * y_stride, y_stride);
+  }
+}
+
+// `rows` dequantized rows times all rows of x; y points at the first row.
+template <class Target>
+void panel_product(const float* panel, size_t rows, size_t stride,
+                   const ProductArgs& args, float* y) {
+  size_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    panel_rows<Target, 4>(panel + r * stride, stride, args, y + r);
+  }
+  for (; r < rows; ++r) {
+    panel_rows<Target, 1>(panel + r * stride, stride, args, y + r);
+  }
+}
+
+template <class Target>
+void dequantize_row(const uint8_t* codes, const float* scales,
+                    const float* biases, size_t groups, size_t group_size,
+                    float* out) {
+  for (size_t g = 0; g < groups; ++g) {
+    const auto scale = Target::set(scales[g]);
+    const auto bias = Target::set(biases[g]);
+    for (size_t k = g * group_size; k < (g + 1) * group_size;
+         k += Target::kWidth) {
+      Target::store(out + k,
+                    Target::fma(Target::from_bytes(codes + k), scale, bias));
+    }
+  }
+}
+
+// `rows` rows of codes, their groups, and where the results go.
+struct AffineBlock {
+  const uint8_t* codes;
+  const float* scales;
+  const float* biases;
+  size_t rows;
+  float* y;
+};
+
+template <class Target>
+void affine_block_product(const ProductArgs& args, const AffineBlock& block,
+                          Scratch& scratch) {
+  const MatrixHeader& header = args.matrix->header();
+  const size_t cols = header.cols;
+  const size_t groups = cols / header.group_size;
+  if (args.batch == 1) {
+    const auto dot = header.group_size == 32   ? affine_dot<Target, 32>
+                     : header.group_size == 64 ? affine_dot<Target, 64>
+                                               : affine_dot<Target, 128>;
+    for (size_t r = 0; r < block.rows; ++r) {
+      block.y[r] = dot(block.codes + r * cols, args.x, args.x_group_sums,
+                       block.scales + r * groups, block.biases + r * groups,
+                       groups);
+    }
+    return;
+  }
+  float* const panel =
+      scratch.get<float>(Scratch::kPanel, block.rows * cols);
+  for (size_t r = 0; r < block.rows; ++r) {
+    dequantize_row<Target>(block.codes + r * cols, block.scales + r * groups,
+                           block.biases + r * groups, groups,
+                           header.group_size, panel + r * cols);
+  }
+  panel_product<Target>(panel, block.rows, cols, args, block.y);
+}
+
+template <class Target, int V>
+void affine_product(const ProductArgs& args, uint32_t first_tile,
+                    Scratch& scratch) {
+  const PreparedMatrix& matrix = *args.matrix;
+  const MatrixHeader& header = matrix.header();
+  const size_t rows = header.rows_in_tile(first_tile);
+  const size_t cols = header.cols;
+  const size_t row_groups = cols / header.group_size;
+  const size_t groups = rows * row_groups;
+  const size_t plane = matrix.weights_plane();
+  TileReader<Target, V> reader(matrix, first_tile);
+  float* const scales = scratch.get<float>(Scratch::kScales, V * groups);
+  float* const biases = scratch.get<float>(Scratch::kBiases, V * groups);
+  read_groups<Target, V>(matrix, &reader, groups, scales, biases, scratch);
+
+  const size_t step_rows = block_rows(args);
+  const size_t room = (step_rows * cols + kLanes - 1) / kLanes * kLanes;
+  uint8_t* const codes = scratch.get<uint8_t>(Scratch::kClasses, V * room);
+  uint8_t* out[V];
+  for (int v = 0; v < V; ++v) out[v] = codes + static_cast<size_t>(v) * room;
+  uint32_t next_exception[V] = {};
+  for (size_t row = 0; row < rows; row += step_rows) {
+    const size_t n = rows - row < step_rows ? rows - row : step_rows;
+    const size_t first = row * cols / kLanes;
+    const size_t steps = (n * cols + kLanes - 1) / kLanes;
+    reader.read_classes(plane, steps, out);
+    for (int v = 0; v < V; ++v) {
+      assemble<Target>(header.planes[plane], matrix.tables(plane),
+                       reader.tile(v).planes[plane], first, steps, out[v],
+                       out[v], &next_exception[v]);
+      const size_t group = static_cast<size_t>(v) * groups + row * row_groups;
+      const size_t y_row =
+          (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows +
+          row;
+      affine_block_product<Target>(
+          args,
+          {out[v], scales + group, biases + group, n, args.y + y_row},
+          scratch);
+    }
+  }
+}
+
+template <class Target, int V>
+void float_product(const ProductArgs& args, uint32_t first_tile,
+                   Scratch& scratch) {
+  const PreparedMatrix& matrix = *args.matrix;
+  const MatrixHeader& header = matrix.header();
+  const size_t rows = header.rows_in_tile(first_tile);
+  const size_t cols = header.cols;
+  const size_t stride = args.x_stride;
+  TileReader<Target, V> reader(matrix, first_tile);
+  const size_t step_rows = block_rows(args);
+  const size_t room = (step_rows * cols + kLanes - 1) / kLanes * kLanes;
+  uint8_t* const classes = scratch.get<uint8_t>(Scratch::kClasses, V * room);
+  uint32_t* const words = scratch.get<uint32_t>(Scratch::kWords, room);
+  float* const panel = scratch.get<float>(Scratch::kPanel, step_rows * stride);
+  uint8_t* out[V];
+  for (int v = 0; v < V; ++v) out[v] = classes + static_cast<size_t>(v) * room;
+  uint32_t next_exception[V] = {};
+  for (size_t row = 0; row < rows; row += step_rows) {
+    const size_t n = rows - row < step_rows ? rows - row : step_rows;
+    const size_t steps = (n * cols + kLanes - 1) / kLanes;
+    reader.read_classes(0, steps, out);
+    for (int v = 0; v < V; ++v) {
+      assemble<Target>(header.planes[0], matrix.tables(0),
+                       reader.tile(v).planes[0], row * cols / kLanes, steps,
+                       out[v], words, &next_exception[v]);
+      for (size_t r = 0; r < n; ++r) {
+        float* const to = panel + r * stride;
+        floats_from_words(header.float_type, words + r * cols, cols, to);
+        for (size_t k = cols; k < stride; ++k) to[k] = 0.0f;
+      }
+      const size_t y_row =
+          (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows +
+          row;
+      panel_product<Target>(panel, n, stride, args, args.y + y_row);
+    }
+  }
+}
+
+template <class Target, int V>
+void product_streams(const ProductArgs& args, uint32_t first,
+                     Scratch& scratch) {
+  if (args.matrix->header().scheme == Scheme::kAffine) {
+    affine_product<Target, V>(args, first, scratch);
+  } else {
+    float_product<Target, V>(args, first, scratch);
+  }
+}
+
+template <class Target>
+void product(const ProductArgs& args, uint32_t first, uint32_t count,
+             Scratch& scratch) {
+  const MatrixHeader& header = args.matrix->header();
+  // Lockstep needs equal tiles: a shorter last one goes alone.
+  const uint32_t last = first + count - 1;
+  if (count > 1 && header.rows_in_tile(last) != header.tile_rows) {
+    product<Target>(args, last, 1, scratch);
+    --count;
+  }
+  switch (count) {
+    case 1:
+      return product_streams<Target, 1>(args, first, scratch);
+    case 2:
+      return product_streams<Target, 2>(args, first, scratch);
+    case 3:
+      return product_streams<Target, 3>(args, first, scratch);
+    default:
+      return product_streams<Target, 4>(args, first, scratch);
+  }
+}
+
+}  // namespace
+}  // namespace mlx_entropy::body

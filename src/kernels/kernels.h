@@ -1,0 +1,67 @@
+// One table of functions per target, and the choice of the target.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "kernels/prepared_matrix.h"
+#include "kernels/scratch.h"
+
+namespace mlx_entropy {
+
+// Tiles that one thread decodes in lockstep: their independent streams hide
+// the latency of each other's state updates.
+inline constexpr uint32_t kMaxStreams = 4;
+
+// y[b, n] = sum over k of x[b, k] * W[n, k], float32.
+struct ProductArgs {
+  const PreparedMatrix* matrix = nullptr;
+  size_t batch = 0;
+  // [batch, x_stride], zero beyond cols; x_stride is a multiple of 16.
+  const float* x = nullptr;
+  size_t x_stride = 0;
+  // Sums of x over each quantization group, [cols / group_size], batch 1 only.
+  const float* x_group_sums = nullptr;
+  float* y = nullptr;  // [batch, rows]
+};
+
+// Where decode_tile puts the values of a tile; null pointers are skipped.
+struct TileValues {
+  // Planes before the weights plane: all values of the tile.
+  uint32_t* side[kMaxPlanes - 1] = {};
+  // The first `rows` rows of the weights plane, as bytes (codes) or as words
+  // (floats); room for whole steps of 64.
+  uint32_t rows = 0;
+  uint8_t* codes = nullptr;
+  uint32_t* words = nullptr;
+};
+
+struct KernelTable {
+  const char* name;
+  // The product for `count` tiles from `first`, at most kMaxStreams.
+  void (*product)(const ProductArgs& args, uint32_t first, uint32_t count,
+                  Scratch& scratch);
+  void (*decode_tile)(const PreparedMatrix& matrix, uint32_t tile,
+                      const TileValues& out, Scratch& scratch);
+  // The streams of the tile end where and how they must. Unlike the other
+  // functions, safe on streams that nobody has checked.
+  bool (*check_tile)(const PreparedMatrix& matrix, uint32_t tile,
+                     Scratch& scratch);
+};
+
+const KernelTable& scalar_kernels();
+#if defined(__x86_64__)
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+#endif
+
+// Targets that this machine can run, best first; never empty.
+const std::vector<const KernelTable*>& available_targets();
+// The best one, or the one that MLX_ENTROPY_TARGET or set_target() names.
+const KernelTable& active_target();
+Status set_target(std::string_view name);
+
+}  // namespace mlx_entropy

@@ -1,0 +1,59 @@
+// Whole-matrix operations, on the active target and all threads of the pool.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/float_bits.h"
+#include "base/status.h"
+#include "kernels/prepared_matrix.h"
+
+namespace mlx_entropy {
+
+// Every check that makes the other functions safe: structure, checksum, and
+// one decoding of each stream. The bytes must outlive the result.
+Result<std::shared_ptr<const PreparedMatrix>> validate(const uint8_t* data,
+                                                       size_t size);
+
+// A dense row-major array of floats of some type.
+struct FloatArray {
+  FloatType type;
+  void* data;
+};
+struct ConstFloatArray {
+  FloatType type;
+  const void* data;
+};
+
+// y = x W^T: x [batch, cols], y [batch, rows]. Sums are in float32.
+void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
+              FloatArray y);
+
+// Rows `indices` of W, each below header().rows, as [n, cols]. With the type
+// of the scales (or values) this rounds after the product and after the sum,
+// as MLX's dequantize does; to another type it rounds once, from float32.
+void gather_rows(const PreparedMatrix& matrix,
+                 std::span<const uint32_t> indices, FloatArray out);
+
+// All of W, [rows, cols].
+void dequantize(const PreparedMatrix& matrix, FloatArray out);
+
+struct RowRange {
+  uint32_t begin;
+  uint32_t end;
+};
+
+// The exact arrays that were coded, for rows of an affine matrix: packed codes
+// [n, cols * bits / 8 bytes], scale and bias bits [n, cols / group_size].
+void decode_affine(const PreparedMatrix& matrix, RowRange rows, uint8_t* codes,
+                   void* scales, void* biases);
+// Value bits of a float matrix, or bytes of a symbols matrix: [n, cols].
+void decode_dense(const PreparedMatrix& matrix, RowRange rows, void* out);
+
+// Zero-order entropy of each plane's values, in bits a value.
+std::vector<double> plane_entropies(const PreparedMatrix& matrix);
+
+}  // namespace mlx_entropy

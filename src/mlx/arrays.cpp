@@ -1,0 +1,61 @@
+#include "mlx/arrays.h"
+
+#include <cstring>
+#include <stdexcept>
+
+namespace mlx_entropy {
+
+FloatType float_type(mx::Dtype dtype) {
+  if (dtype == mx::float32) return FloatType::kFloat32;
+  if (dtype == mx::float16) return FloatType::kFloat16;
+  if (dtype == mx::bfloat16) return FloatType::kBfloat16;
+  return FloatType::kNone;
+}
+
+mx::Dtype dtype(FloatType type) {
+  switch (type) {
+    case FloatType::kFloat32:
+      return mx::float32;
+    case FloatType::kFloat16:
+      return mx::float16;
+    case FloatType::kBfloat16:
+      return mx::bfloat16;
+    default:
+      return mx::uint8;
+  }
+}
+
+void fail(const char* op, const std::string& what) {
+  throw std::invalid_argument("[" + std::string(op) + "] " + what);
+}
+
+const void* dense_data(const mx::array& array, std::vector<uint8_t>* storage) {
+  const auto* const data = array.data<uint8_t>();
+  if (array.flags().row_contiguous || array.size() == 0) return data;
+  const size_t item = array.itemsize();
+  storage->resize(array.nbytes());
+  std::vector<int64_t> index(array.ndim(), 0);
+  uint8_t* to = storage->data();
+  for (size_t i = 0; i < array.size(); ++i, to += item) {
+    int64_t offset = 0;
+    for (size_t axis = 0; axis < index.size(); ++axis) {
+      offset += index[axis] * array.strides()[axis];
+    }
+    std::memcpy(to, data + offset * static_cast<int64_t>(item), item);
+    for (size_t axis = index.size(); axis-- > 0;) {
+      if (++index[axis] < array.shape()[axis]) break;
+      index[axis] = 0;
+    }
+  }
+  return storage->data();
+}
+
+std::string to_string(const mx::Shape& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + ")";
+}
+
+}  // namespace mlx_entropy

@@ -1,0 +1,155 @@
+// The Python module mlx_entropy._ext. Docstrings are in _ext.pyi.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include "base/cpu_features.h"
+#include "base/thread_pool.h"
+#include "kernels/kernels.h"
+#include "mlx/arrays.h"
+#include "mlx/coded_ops.h"
+#include "mlx/codec_api.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace mlx_entropy {
+namespace {
+
+using Released = nb::call_guard<nb::gil_scoped_release>;
+
+void bind_info(nb::module_& m) {
+  nb::class_<PlaneInfo>(m, "PlaneInfo")
+      .def_ro("name", &PlaneInfo::name)
+      .def_ro("classes", &PlaneInfo::classes)
+      .def_ro("raw_bits", &PlaneInfo::raw_bits)
+      .def_ro("base", &PlaneInfo::base)
+      .def_ro("frequencies", &PlaneInfo::frequencies)
+      .def_ro("exceptions", &PlaneInfo::exceptions)
+      .def_ro("count", &PlaneInfo::count);
+  nb::class_<CodedInfo>(m, "CodedInfo")
+      .def_ro("scheme", &CodedInfo::scheme)
+      .def_ro("codec", &CodedInfo::codec)
+      .def_ro("rows", &CodedInfo::rows)
+      .def_ro("cols", &CodedInfo::cols)
+      .def_ro("bits", &CodedInfo::bits)
+      .def_ro("group_size", &CodedInfo::group_size)
+      .def_ro("dtype", &CodedInfo::dtype)
+      .def_ro("tile_rows", &CodedInfo::tile_rows)
+      .def_ro("tiles", &CodedInfo::tiles)
+      .def_ro("nbytes", &CodedInfo::nbytes)
+      .def_ro("planes", &CodedInfo::planes);
+  nb::class_<RansTable>(m, "RANSTable")
+      .def_static("from_counts", &RansTable::from_counts, "counts"_a)
+      .def_ro("frequencies", &RansTable::frequencies)
+      .def_prop_ro("precision_bits", &RansTable::precision_bits)
+      .def("cost", &RansTable::cost, "counts"_a);
+}
+
+void bind_codec(nb::module_& m) {
+  m.def("entropy_encode", &entropy_encode, "symbols"_a,
+        "table"_a.none() = nb::none(), nb::kw_only(), "tile_rows"_a = 0,
+        Released());
+  m.def("entropy_decode", &entropy_decode, "coded"_a, nb::kw_only(),
+        "row_start"_a = 0, "row_stop"_a = nb::none(), Released());
+  m.def(
+      "encode_affine",
+      [](mx::array weight, mx::array scales, std::optional<mx::array> biases,
+         int group_size, int bits, int tile_rows) {
+        if (!biases) fail("encode_affine", "affine weights have biases");
+        return encode_affine(std::move(weight), std::move(scales),
+                             std::move(*biases), group_size, bits, tile_rows);
+      },
+      "weight"_a, "scales"_a, "biases"_a.none(), "group_size"_a, "bits"_a,
+      nb::kw_only(), "tile_rows"_a = 0, Released());
+  m.def(
+      "decode_affine",
+      [](mx::array coded, int64_t row_start, std::optional<int64_t> row_stop) {
+        std::vector<mx::array> arrays;
+        {
+          nb::gil_scoped_release release;
+          arrays = decode_affine(std::move(coded), row_start, row_stop);
+        }
+        return nb::make_tuple(arrays[0], arrays[1], arrays[2]);
+      },
+      "coded"_a, nb::kw_only(), "row_start"_a = 0, "row_stop"_a = nb::none());
+  m.def("encode_float", &encode_float, "weight"_a, nb::kw_only(),
+        "tile_rows"_a = 0, Released());
+  m.def("decode_float", &decode_float, "coded"_a, nb::kw_only(),
+        "row_start"_a = 0, "row_stop"_a = nb::none(), Released());
+  m.def("validate", &validate_array, "coded"_a, Released());
+  m.def("describe", &describe_array, "coded"_a, Released());
+  m.def(
+      "plane_entropies",
+      [](mx::array coded) {
+        std::vector<std::pair<std::string, double>> entropies;
+        {
+          nb::gil_scoped_release release;
+          entropies = plane_entropies_array(std::move(coded));
+        }
+        nb::dict out;
+        for (const auto& [name, bits] : entropies) out[name.c_str()] = bits;
+        return out;
+      },
+      "coded"_a);
+}
+
+void bind_ops(nb::module_& m) {
+  m.def("entropy_coded_matmul", &entropy_coded_matmul, "x"_a, "coded"_a,
+        "output_dims"_a, nb::kw_only(), "stream"_a = nb::none());
+  m.def("entropy_coded_embedding", &entropy_coded_embedding, "indices"_a,
+        "coded"_a, "dims"_a, "dtype"_a, nb::kw_only(),
+        "stream"_a = nb::none());
+  m.def("entropy_dequantize", &entropy_dequantize, "coded"_a, "rows"_a,
+        "cols"_a, "dtype"_a, nb::kw_only(), "stream"_a = nb::none());
+}
+
+void bind_machine(nb::module_& m) {
+  m.def("targets", [] {
+    std::vector<std::string> names;
+    for (const KernelTable* target : available_targets()) {
+      names.emplace_back(target->name);
+    }
+    return names;
+  });
+  m.def("target", [] { return std::string(active_target().name); });
+  m.def(
+      "set_target",
+      [](const std::string& name) {
+        const Status status = set_target(name);
+        if (!status.ok()) fail("set_target", status.message());
+      },
+      "name"_a);
+  m.def("cpu_features", [] {
+    const CpuFeatures& cpu = cpu_features();
+    nb::dict out;
+    out["avx2"] = cpu.avx2;
+    out["avx512"] = cpu.avx512;
+    out["avx512_vbmi2"] = cpu.avx512_vbmi;
+    out["avx512_vnni"] = cpu.avx512_vnni;
+    out["neon"] = cpu.neon;
+    return out;
+  });
+  m.def("num_threads", [] { return ThreadPool::instance().size(); });
+  m.def(
+      "set_num_threads",
+      [](int count) {
+        if (count < 0 || count > 4096) {
+          fail("set_num_threads", "expected 0 to 4096");
+        }
+        ThreadPool::instance().resize(static_cast<size_t>(count));
+      },
+      "count"_a);
+}
+
+}  // namespace
+}  // namespace mlx_entropy
+
+NB_MODULE(_ext, m) {
+  mlx_entropy::bind_info(m);
+  mlx_entropy::bind_codec(m);
+  mlx_entropy::bind_ops(m);
+  mlx_entropy::bind_machine(m);
+}

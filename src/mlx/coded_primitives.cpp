@@ -1,0 +1,208 @@
+#include "mlx/coded_primitives.h"
+
+#include <algorithm>
+#include <functional>
+#include <stdexcept>
+
+#include "kernels/matrix_ops.h"
+#include "mlx/allocator.h"
+#include "mlx/arrays.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/coded_ops.h"
+#include "mlx/ops.h"
+#include "mlx/validated.h"
+
+namespace mlx_entropy {
+namespace {
+
+[[noreturn]] void no_gpu(const char* op) {
+  throw std::runtime_error("[" + std::string(op) +
+                           "] runs on the CPU; give it a CPU stream");
+}
+
+// The matrix behind coded bytes, which must have the layer's shape.
+std::shared_ptr<const PreparedMatrix> open(const char* op,
+                                           const CodedBytes& coded, int rows,
+                                           int cols) {
+  auto matrix = validated(coded);
+  if (!matrix.ok()) fail(op, matrix.status().message());
+  const MatrixHeader& header = matrix.value()->header();
+  if (header.scheme == Scheme::kSymbols) {
+    fail(op, "the coded bytes hold symbols, not weights");
+  }
+  const bool rows_match = rows < 0 || static_cast<int64_t>(header.rows) == rows;
+  if (!rows_match || static_cast<int64_t>(header.cols) != cols) {
+    fail(op, "expected a coded matrix of shape " +
+                 to_string({std::max(rows, 0), cols}) + ", got " +
+                 to_string({static_cast<int>(header.rows),
+                            static_cast<int>(header.cols)}));
+  }
+  return matrix.value();
+}
+
+// Allocates the output and schedules task(matrix inputs..., output) on the
+// stream's thread; the encoder keeps the arrays' memory alive until then.
+void dispatch(mx::Stream stream, const std::vector<mx::array>& inputs,
+              mx::array& out, std::function<void(mx::array&)> task) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  auto& encoder = mx::cpu::get_command_encoder(stream);
+  for (const mx::array& input : inputs) encoder.set_input_array(input);
+  encoder.set_output_array(out);
+  encoder.dispatch([task = std::move(task),
+                    out = mx::array::unsafe_weak_copy(out)]() mutable {
+    task(out);
+  });
+}
+
+}  // namespace
+
+void EntropyCodedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
+                                  std::vector<mx::array>& outputs) {
+  dispatch(stream(), inputs, outputs[0],
+           [x = mx::array::unsafe_weak_copy(inputs[0]),
+            coded = CodedBytes(inputs[1]), rows = output_dims_](mx::array& y) {
+             const int cols = x.shape(-1);
+             const auto matrix = open("entropy_coded_matmul", coded, rows, cols);
+             std::vector<uint8_t> storage;
+             const void* const data = dense_data(x, &storage);
+             const FloatType type = float_type(x.dtype());
+             multiply(*matrix, {type, data}, x.size() / static_cast<size_t>(cols),
+                      {type, y.data<void>()});
+           });
+}
+
+void EntropyCodedMatmul::eval_gpu(const std::vector<mx::array>&,
+                                  std::vector<mx::array>&) {
+  no_gpu("entropy_coded_matmul");
+}
+
+std::vector<mx::array> EntropyCodedMatmul::jvp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& tangents, const std::vector<int>& argnums) {
+  if (argnums.size() != 1 || argnums[0] != 0) {
+    fail("entropy_coded_matmul", "no derivative in the coded weights");
+  }
+  return {entropy_coded_matmul(tangents[0], primals[1], output_dims_,
+                               stream())};
+}
+
+std::vector<mx::array> EntropyCodedMatmul::vjp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
+    const std::vector<mx::array>&) {
+  if (argnums.size() != 1 || argnums[0] != 0) {
+    fail("entropy_coded_matmul", "no derivative in the coded weights");
+  }
+  const mx::array& x = primals[0];
+  const mx::array weights = entropy_dequantize(
+      primals[1], output_dims_, x.shape(-1), mx::float32, stream());
+  const mx::array gradient =
+      mx::matmul(mx::astype(cotangents[0], mx::float32, stream()), weights,
+                 stream());
+  return {mx::astype(gradient, x.dtype(), stream())};
+}
+
+std::pair<std::vector<mx::array>, std::vector<int>> EntropyCodedMatmul::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+  if (axes[1] >= 0) {
+    fail("entropy_coded_matmul", "cannot vmap over the coded weights");
+  }
+  // The last axis is the one that is multiplied, so the mapped one goes first.
+  const mx::array x = mx::moveaxis(inputs[0], axes[0], 0, stream());
+  return {{entropy_coded_matmul(x, inputs[1], output_dims_, stream())}, {0}};
+}
+
+bool EntropyCodedMatmul::is_equivalent(const Primitive& other) const {
+  const auto& matmul = static_cast<const EntropyCodedMatmul&>(other);
+  return matmul.output_dims_ == output_dims_;
+}
+
+std::vector<mx::Shape> EntropyCodedMatmul::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  mx::Shape shape = inputs[0].shape();
+  shape.back() = output_dims_;
+  return {shape};
+}
+
+void EntropyCodedEmbedding::eval_cpu(const std::vector<mx::array>& inputs,
+                                     std::vector<mx::array>& outputs) {
+  dispatch(
+      stream(), inputs, outputs[0],
+      [indices = mx::array::unsafe_weak_copy(inputs[0]),
+       coded = CodedBytes(inputs[1]), dims = dims_](mx::array& out) {
+        const auto matrix = open("entropy_coded_embedding", coded, -1, dims);
+        std::vector<uint8_t> storage;
+        const auto* const data =
+            static_cast<const int64_t*>(dense_data(indices, &storage));
+        const int64_t rows = matrix->header().rows;
+        std::vector<uint32_t> wanted(indices.size());
+        for (size_t i = 0; i < wanted.size(); ++i) {
+          const int64_t index = data[i] < 0 ? data[i] + rows : data[i];
+          if (index < 0 || index >= rows) {
+            throw std::out_of_range("[entropy_coded_embedding] index " +
+                                    std::to_string(data[i]) +
+                                    " is out of range for " +
+                                    std::to_string(rows) + " rows");
+          }
+          wanted[i] = static_cast<uint32_t>(index);
+        }
+        gather_rows(*matrix, wanted,
+                    {float_type(out.dtype()), out.data<void>()});
+      });
+}
+
+void EntropyCodedEmbedding::eval_gpu(const std::vector<mx::array>&,
+                                     std::vector<mx::array>&) {
+  no_gpu("entropy_coded_embedding");
+}
+
+std::pair<std::vector<mx::array>, std::vector<int>>
+EntropyCodedEmbedding::vmap(const std::vector<mx::array>& inputs,
+                            const std::vector<int>& axes) {
+  if (axes[1] >= 0) {
+    fail("entropy_coded_embedding", "cannot vmap over the coded weights");
+  }
+  // Rows are independent, so the mapped axis stays where it is.
+  return {{entropy_coded_embedding(inputs[0], inputs[1], dims_, dtype_,
+                                   stream())},
+          {axes[0]}};
+}
+
+bool EntropyCodedEmbedding::is_equivalent(const Primitive& other) const {
+  const auto& embedding = static_cast<const EntropyCodedEmbedding&>(other);
+  return embedding.dims_ == dims_ && embedding.dtype_ == dtype_;
+}
+
+std::vector<mx::Shape> EntropyCodedEmbedding::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  mx::Shape shape = inputs[0].shape();
+  shape.push_back(dims_);
+  return {shape};
+}
+
+void EntropyDequantize::eval_cpu(const std::vector<mx::array>& inputs,
+                                 std::vector<mx::array>& outputs) {
+  dispatch(stream(), inputs, outputs[0],
+           [coded = CodedBytes(inputs[0]), rows = rows_,
+            cols = cols_](mx::array& out) {
+             const auto matrix = open("entropy_dequantize", coded, rows, cols);
+             dequantize(*matrix, {float_type(out.dtype()), out.data<void>()});
+           });
+}
+
+void EntropyDequantize::eval_gpu(const std::vector<mx::array>&,
+                                 std::vector<mx::array>&) {
+  no_gpu("entropy_dequantize");
+}
+
+bool EntropyDequantize::is_equivalent(const Primitive& other) const {
+  const auto& dequantize = static_cast<const EntropyDequantize&>(other);
+  return dequantize.rows_ == rows_ && dequantize.cols_ == cols_;
+}
+
+std::vector<mx::Shape> EntropyDequantize::output_shapes(
+    const std::vector<mx::array>&) {
+  return {{rows_, cols_}};
+}
+
+}  // namespace mlx_entropy

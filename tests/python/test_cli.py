@@ -1,0 +1,248 @@
+"""The command: exit codes, one-line errors, clean JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from helpers import tiny
+from mlx_entropy.cli import doctor
+from mlx_entropy.cli import main as cli
+from mlx_entropy.cli.arguments import byte_size
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    tiny.write_model(folder, quantization=tiny.affine(4))
+    tiny.write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def out(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> Path:
+    assert run("convert", model, tmp_path / "out") == 0
+    capsys.readouterr()
+    return tmp_path / "out"
+
+
+def run(*argv: object) -> int:
+    return cli.main([str(argument) for argument in argv])
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The only line on stderr, with nothing on stdout."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("mlx-entropy: error: ")
+    return captured.err
+
+
+def test_convert_then_verify(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tiny.digests(model)
+    assert run("convert", model, tmp_path / "out", "--lossless") == 0
+    assert "bits a weight" in capsys.readouterr().out
+    assert run("verify", tmp_path / "out", "--against", model) == 0
+    assert capsys.readouterr().out.startswith("identical: ")
+    assert tiny.digests(model) == before
+
+
+def test_convert_json(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", model, tmp_path / "out", "--json") == 0
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert captured.err == ""
+    assert content["coded_bytes"] < content["source_bytes"]
+
+
+def test_convert_shards(tmp_path: Path, model: Path) -> None:
+    assert run("convert", model, tmp_path / "a", "--shard-size", "200KB") == 0
+    assert len(list((tmp_path / "a").glob("*.safetensors"))) > 2
+
+
+def test_convert_refuses_to_replace(
+    out: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", model, out) == 1
+    assert "overwrite" in error_line(capsys)
+    assert run("convert", model, out, "--overwrite") == 0
+
+
+def test_inspect(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", out) == 0
+    text = capsys.readouterr().out
+    assert f"{UP}.weight" in text
+    assert "total" in text
+    assert run("inspect", out, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["bits_per_weight"] < 4.6
+
+
+def test_inspect_unconverted(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", model) == 1
+    assert "mlx-entropy convert" in error_line(capsys)
+
+
+def test_verify_damage(
+    out: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.flip_byte(out, f"{UP}.coded", 300)
+    assert run("verify", out, "--against", model) == 1
+    text = capsys.readouterr().out
+    assert f"{UP}.coded: " in text
+    assert "NOT identical" in text
+    assert run("verify", out, "--against", model, "--json") == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["identical"] is False
+    assert content["mismatches"][0]["name"] == f"{UP}.coded"
+
+
+def test_generate(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--prompt", "hello", "--max-tokens", 4)
+    assert run("generate", out, *options) == 0
+    captured = capsys.readouterr()
+    assert "tokens/s" in captured.err
+    assert "tokens/s" not in captured.out
+    assert run("generate", out, *options, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["text"] == captured.out.removesuffix("\n")
+    assert content["prompt_tokens"] == 5
+    assert run("generate", out, *options, "--temp", 0.8) == 0
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    assert "no problems" in capsys.readouterr().out
+    assert run("doctor", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["target"] in content["targets"]
+    assert content["versions"]["mlx"]
+
+
+def test_doctor_without_the_extension(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> ModuleType:
+        raise ImportError(f"no {name}")
+
+    fake = SimpleNamespace(import_module=missing)
+    monkeypatch.setattr(doctor, "importlib", fake)
+    assert run("doctor") == 1
+    assert "does not load" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("nonsense",),
+        ("convert",),
+        ("convert", "a"),
+        ("convert", "a", "b", "--shard-size", "many"),
+        ("convert", "a", "b", "--shard-size", "0"),
+        ("verify", "a"),
+        ("inspect", "a", "--nonsense"),
+        ("generate", "a"),
+        ("generate", "a", "--prompt", "b", "--max-tokens", "0"),
+        ("generate", "a", "--prompt", "b", "--temp", "-1"),
+    ],
+)
+def test_usage_errors(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "error: " in captured.err
+
+
+@pytest.mark.parametrize(
+    "verb", ["convert", "inspect", "verify", "generate", "doctor"]
+)
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, "--help") == 0
+    assert (
+        f"Examples:\n  mlx-entropy {verb}"
+        in capsys.readouterr().out.replace("MLX_ENTROPY_TARGET=scalar ", "")
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("mlx-entropy ")
+
+
+def test_missing_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", tmp_path / "nothing", tmp_path / "out") == 1
+    assert "nothing" in error_line(capsys)
+
+
+def test_debug_shows_the_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv in (("--debug", "inspect"), ("inspect", "--debug")):
+        assert run(*argv, tmp_path / "nothing") == 1
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c(
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fsync, calls = os.fsync, iter(range(1000))
+
+    def interrupted(descriptor: int) -> None:
+        if next(calls) == 12:
+            raise KeyboardInterrupt
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    argv = ("convert", model, tmp_path / "out", "--shard-size", "200KB")
+    assert run(*argv) == 130
+    assert "same command continues" in error_line(capsys)
+    assert run(*argv) == 0
+    assert "continuing" in capsys.readouterr().err
+
+
+def test_full_disk(
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("convert", model, tmp_path / "out") == 1
+    assert "No space left on device" in error_line(capsys)
+
+
+def test_sizes() -> None:
+    assert byte_size("1000") == 1000
+    assert byte_size("512MB") == 512 * 10**6
+    assert byte_size("1.5 GiB") == 3 << 29
+    assert byte_size("2k") == 2000
+    for wrong in ("", "MB", "-1", "1XB", "1iB", "1e3"):
+        with pytest.raises(Exception, match="size"):
+            byte_size(wrong)

@@ -1,0 +1,408 @@
+"""Conversion: what it writes, and that nothing stops it for good."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from safetensors import safe_open
+
+from helpers import tiny
+from mlx_entropy.convert import convert
+from mlx_entropy.destination import JOURNAL, Destination
+from mlx_entropy.load import load
+from mlx_entropy.progress import Progress
+from mlx_entropy.shards import read_header
+from mlx_entropy.sources.base import SourceError
+from mlx_entropy.verify import verify
+
+SMALL_SHARDS = 200_000
+
+MODELS = {
+    "4bit": {"quantization": tiny.affine(4)},
+    "3bit": {"quantization": tiny.affine(3, 32)},
+    "mixed": {
+        "quantization": tiny.affine(4),
+        "overrides": {
+            "lm_head": tiny.affine(8, 32),
+            "model.layers.0.mlp.up_proj": tiny.affine(2),
+            "model.embed_tokens": False,
+        },
+    },
+    "float16": {"dtype": mx.float16},
+    "bfloat16": {"dtype": mx.bfloat16},
+    "float32": {"dtype": mx.float32},
+}
+
+
+class Stopped(Exception):
+    """What a test raises in place of Ctrl-C."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny.write_model(tmp_path / "model", quantization=tiny.affine(4))
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def stop_after(count: int) -> Callable[[Progress], None]:
+    def progress(state: Progress) -> None:
+        if state.done_modules == count and state.module:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS.keys())
+def test_round_trip(tmp_path: Path, options: dict) -> None:
+    model = tiny.write_model(tmp_path / "model", **options)
+    before = tiny.digests(model)
+    report = convert(model, tmp_path / "out")
+    assert tiny.digests(model) == before
+    assert report.coded_bytes < report.source_bytes
+    assert verify(tmp_path / "out", model).identical
+    assert not (tmp_path / "out.partial").exists()
+    config = config_of(tmp_path / "out")
+    assert "quantization" not in config
+    assert "quantization_config" not in config
+    assert config["mlx_entropy"]["format_version"] == 1
+    assert config["mlx_entropy"]["source"] == "model"
+    assert config["mlx_entropy"]["modules"] == {"coded": 16, "raw": 5}
+
+
+def test_report_matches_the_file(tmp_path: Path, model: Path) -> None:
+    report = convert(model, tmp_path / "out")
+    stored = read_header(tmp_path / "out" / "model.safetensors")
+    assert report.coded_bytes == sum(each.nbytes for each in stored.values())
+    source = read_header(model / "model.safetensors")
+    assert report.source_bytes == sum(each.nbytes for each in source.values())
+    assert report.bits_per_weight == 8 * report.coded_bytes / report.weights
+    rows = {row.name: row for row in report.tensors}
+    up = rows["model.layers.0.mlp.up_proj.weight"]
+    assert up.shape == (tiny.INTERMEDIATE, tiny.HIDDEN)
+    assert up.coded_bytes == stored["model.layers.0.mlp.up_proj.coded"].nbytes
+    assert up.reason is None
+    assert up.codec != "raw"
+    assert rows["model.norm.weight"].reason == "1-D tensor"
+    assert f"{report.bits_per_weight:.3f} bits a weight" in report.summary()
+
+
+def test_stock_readers_open_the_file(tmp_path: Path, model: Path) -> None:
+    convert(model, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    arrays, metadata = mx.load(str(file), return_metadata=True)
+    assert metadata == {"format": "mlx"}
+    with safe_open(file, "numpy") as reader:
+        assert set(reader.keys()) == set(arrays)
+        coded = reader.get_tensor("lm_head.coded")
+    assert mx.array_equal(mx.array(coded), arrays["lm_head.coded"])
+
+
+def test_several_shards_have_an_index(tmp_path: Path, model: Path) -> None:
+    convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    count = len(files)
+    assert count > 2
+    assert files[0].name == f"model-00001-of-{count:05d}.safetensors"
+    index = json.loads(
+        (tmp_path / "out" / "model.safetensors.index.json").read_text()
+    )
+    stored = {}
+    for file in files:
+        stored.update({name: file.name for name in read_header(file)})
+    assert index["weight_map"] == stored
+    assert verify(tmp_path / "out", model).identical
+
+
+def test_incompressible_modules_stay_raw(tmp_path: Path) -> None:
+    kept = "model.layers.0.mlp.up_proj"
+    model = tiny.write_model(
+        tmp_path / "model",
+        quantization=tiny.affine(4),
+        overrides={
+            "lm_head": tiny.affine(8, 32),
+            kept: tiny.affine(3),
+            "model.layers.1.mlp.up_proj": tiny.affine(3),
+            "model.embed_tokens": False,
+        },
+        noise=("lm_head", kept, "model.embed_tokens"),
+    )
+    report = convert(model, tmp_path / "out")
+    assert verify(tmp_path / "out", model).identical
+    config = config_of(tmp_path / "out")
+    assert config["quantization"] == {
+        **tiny.affine(4),
+        "lm_head": tiny.affine(8, 32),
+        kept: tiny.affine(3),
+        "model.embed_tokens": False,
+    }
+    assert config["quantization_config"] == config["quantization"]
+    reasons = {row.name: row.reason for row in report.tensors}
+    assert reasons[f"{kept}.weight"] == "not smaller coded"
+    assert set(config["mlx_entropy"]["raw"]) == {
+        "lm_head",
+        kept,
+        "model.embed_tokens",
+    }
+    stored = read_header(tmp_path / "out" / "model.safetensors")
+    assert f"{kept}.scales" in stored
+    assert f"{kept}.coded" not in stored
+
+
+def test_other_modes_stay_raw(tmp_path: Path) -> None:
+    mxfp4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    model = tiny.write_model(
+        tmp_path / "model",
+        quantization=tiny.affine(4),
+        overrides={"lm_head": mxfp4},
+    )
+    report = convert(model, tmp_path / "out")
+    reasons = {row.name: row.reason for row in report.tensors}
+    assert reasons["lm_head.weight"] == "mode mxfp4"
+    assert verify(tmp_path / "out", model).identical
+    quantization = config_of(tmp_path / "out")["quantization"]
+    assert quantization == {**tiny.affine(4), "lm_head": mxfp4}
+
+
+def test_assets_do_not_replace_ours(tmp_path: Path, model: Path) -> None:
+    (model / "mlx_entropy_model.py").write_text("evil = True")
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    convert(model, tmp_path / "out")
+    ours = (tmp_path / "out" / "mlx_entropy_model.py").read_text()
+    assert "evil" not in ours
+    assert config_of(tmp_path / "out")["model_file"] == "mlx_entropy_model.py"
+    for name in ("chat_template.jinja", "generation_config.json"):
+        copy = tmp_path / "out" / name
+        assert copy.read_bytes() == (model / name).read_bytes()
+
+
+def test_progress_counts_every_module(tmp_path: Path, model: Path) -> None:
+    states: list[Progress] = []
+    report = convert(model, tmp_path / "out", progress=states.append)
+    assert [state.done_modules for state in states] == list(range(1, 22))
+    assert states[-1].done_bytes == states[-1].total_bytes
+    assert states[-1].coded_bytes == report.coded_bytes
+
+
+@pytest.mark.parametrize("stop", [1, 7, 14, 21])
+def test_continues_after_a_stop(tmp_path: Path, model: Path, stop: int) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = convert(model, whole, shard_bytes=SMALL_SHARDS)
+    with pytest.raises(Stopped):
+        convert(
+            model, broken, shard_bytes=SMALL_SHARDS, progress=stop_after(stop)
+        )
+    assert not broken.exists()
+    partial = tmp_path / "broken.partial"
+    kept = {
+        file.name: file.stat().st_ino for file in partial.glob("*.safetensors")
+    }
+    assert bool(kept) == (stop > 3)
+    states: list[Progress] = []
+    report = convert(
+        model, broken, shard_bytes=SMALL_SHARDS, progress=states.append
+    )
+    assert "continuing" in (states[0].note or "")
+    assert {name: (broken / name).stat().st_ino for name in kept} == kept, (
+        "finished shards are reused"
+    )
+    assert tiny.digests(broken) == tiny.digests(whole)
+    assert report.tensors == expected.tensors
+    assert not partial.exists()
+
+
+def test_a_killed_process_leaves_rubbish(tmp_path: Path, model: Path) -> None:
+    """Temporary files and a half-written journal are cleared away."""
+    with pytest.raises(Stopped):
+        convert(model, tmp_path / "out", progress=stop_after(2))
+    partial = tmp_path / "out.partial"
+    (partial / "model.safetensors.tmp").write_bytes(b"half")
+    (partial / f"{JOURNAL}.tmp").write_bytes(b"{")
+    convert(model, tmp_path / "out")
+    convert(model, tmp_path / "again")
+    assert tiny.digests(tmp_path / "out") == tiny.digests(tmp_path / "again")
+
+
+def test_a_damaged_journal_starts_again(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(Stopped):
+        convert(model, tmp_path / "out", progress=stop_after(2))
+    (tmp_path / "out.partial" / JOURNAL).write_text("{")
+    states: list[Progress] = []
+    convert(model, tmp_path / "out", progress=states.append)
+    assert "starting again" in (states[0].note or "")
+    assert verify(tmp_path / "out", model).identical
+
+
+def test_a_short_shard_is_written_again(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(Stopped):
+        convert(
+            model,
+            tmp_path / "out",
+            shard_bytes=SMALL_SHARDS,
+            progress=stop_after(14),
+        )
+    first = min((tmp_path / "out.partial").glob("*.safetensors"))
+    os.truncate(first, 100)
+    convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
+    assert verify(tmp_path / "out", model).identical
+
+
+def test_partial_of_another_source(tmp_path: Path, model: Path) -> None:
+    other = tiny.write_model(tmp_path / "other", quantization=tiny.affine(3))
+    with pytest.raises(Stopped):
+        convert(
+            other,
+            tmp_path / "out",
+            shard_bytes=SMALL_SHARDS,
+            progress=stop_after(14),
+        )
+    states: list[Progress] = []
+    convert(model, tmp_path / "out", progress=states.append)
+    assert "another source" in (states[0].note or "")
+    assert verify(tmp_path / "out", model).identical
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 1
+
+
+def test_foreign_partial_is_not_cleared(tmp_path: Path, model: Path) -> None:
+    letter = tmp_path / "out.partial" / "letter.txt"
+    letter.parent.mkdir()
+    letter.write_text("mine")
+    with pytest.raises(ValueError, match="not made by mlx-entropy"):
+        convert(model, tmp_path / "out")
+    assert letter.read_text() == "mine"
+
+
+def test_two_conversions_at_once(tmp_path: Path, model: Path) -> None:
+    holder = Destination(tmp_path / "out", str(model))
+    holder.open({})
+    with pytest.raises(ValueError, match="another process"):
+        convert(model, tmp_path / "out")
+    holder.close()
+    convert(model, tmp_path / "out")
+
+
+def test_existing_destination(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    convert(model, out)
+    before = tiny.digests(out)
+    with pytest.raises(ValueError, match="exists"):
+        convert(model, out)
+    other = tiny.write_model(tmp_path / "other", quantization=tiny.affine(3))
+    with pytest.raises(Stopped):
+        convert(other, out, overwrite=True, progress=stop_after(20))
+    assert tiny.digests(out) == before
+    convert(other, out, overwrite=True)
+    assert verify(out, other).identical
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model",
+        "other",
+        "out",
+    ]
+
+
+def test_a_failed_rename_keeps_the_old(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    convert(model, out)
+    before = tiny.digests(out)
+    rename = os.rename
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(source).suffix == ".partial":
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        convert(model, out, overwrite=True)
+    assert tiny.digests(out) == before
+    monkeypatch.undo()
+    convert(model, out, overwrite=True)
+    assert tiny.digests(out) == before
+
+
+def test_unsafe_destinations(tmp_path: Path, model: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "config.json").write_text('{"model_type": "llama"}')
+    before = tiny.digests(tmp_path)
+    for target in (model, documents, model / "out", tmp_path, "/"):
+        with pytest.raises(ValueError, match=r"source|not made by"):
+            convert(model, target, overwrite=True)
+    link = tmp_path / "link"
+    link.symlink_to(model)
+    with pytest.raises(ValueError, match=r"source|not made by"):
+        convert(model, link, overwrite=True)
+    link.unlink()
+    assert tiny.digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("call", range(0, 27, 3))
+def test_full_disk(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    fsync, calls = os.fsync, iter(range(1000))
+
+    def failing(descriptor: int) -> None:
+        if next(calls) >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="No space left on device"):
+        convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out.partial").glob("*.tmp"))
+    monkeypatch.undo()
+    convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
+    convert(model, tmp_path / "whole", shard_bytes=SMALL_SHARDS)
+    assert tiny.digests(tmp_path / "out") == tiny.digests(tmp_path / "whole")
+
+
+def test_converted_models_are_no_source(tmp_path: Path, model: Path) -> None:
+    convert(model, tmp_path / "out")
+    with pytest.raises(SourceError, match="already"):
+        convert(tmp_path / "out", tmp_path / "twice")
+
+
+def test_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        convert(tmp_path / "nothing", tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("head", ["affine", "mxfp4", "mxfp8", "float"])
+def test_partly_raw_models_load(tmp_path: Path, head: str) -> None:
+    """The config describes exactly the layers that are still quantized."""
+    overrides = {
+        "affine": tiny.affine(8, 32),
+        "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+        "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
+        "float": False,
+    }
+    kept = "model.layers.0.mlp.up_proj"
+    model = tiny.write_model(
+        tmp_path / "model",
+        quantization=tiny.affine(4),
+        overrides={
+            "lm_head": overrides[head],
+            kept: tiny.affine(3),
+            "model.layers.1.mlp.up_proj": tiny.affine(3),
+        },
+        noise=(kept,),
+    )
+    tiny.write_tokenizer(model)
+    convert(model, tmp_path / "out")
+    tokens = mx.arange(1, 9)[None]
+    expected = load(model)[0](tokens)
+    found = load(tmp_path / "out")[0](tokens)
+    assert mx.allclose(found, expected, rtol=0.1, atol=0.05, equal_nan=True)
