@@ -1,41 +1,36 @@
-"""Entropy-coded weights for MLX: lossless, and multiplied as they are."""
+"""Entropy-coded weights for MLX: lossless, and multiplied as they are.
 
-# mlx.core registers the array type that the native module exchanges, so it
-# has to be imported first.
-import mlx.core as mx
+Names are imported when they are first used. The command thus runs, and can
+say what is wrong, where the native module does not load.
+"""
 
-_MLX = "0.32.4"
-_found = mx.__version__  # type: ignore[attr-defined]
-if _found != _MLX:
-    raise ImportError(
-        f"this mlx-entropy is built for mlx {_MLX}, found {_found}: "
-        f'pip install "mlx[cpu]=={_MLX}"'
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._ext import (
+        RANSTable,
+        entropy_coded_embedding,
+        entropy_coded_matmul,
+        entropy_decode,
+        entropy_dequantize,
+        entropy_encode,
+        validate,
     )
+    from .conversion import convert
+    from .inspection import inspect
+    from .loading import load, model_classes, register, unregister
+    from .nn import (
+        EntropyCodedEmbedding,
+        EntropyCodedLinear,
+        entropy_quantize,
+    )
+    from .verification import verify
 
-# Some functions are named like their module (`load`, `convert`, `verify`,
-# `inspect`). Python binds a submodule to its package when it is first
-# imported; importing all of them here lets the functions keep the names.
-from ._ext import (  # noqa: E402
-    RANSTable,
-    entropy_coded_embedding,
-    entropy_coded_matmul,
-    entropy_decode,
-    entropy_dequantize,
-    entropy_encode,
-    validate,
-)
-from ._version import version  # noqa: E402
-from .convert import convert  # noqa: E402
-from .inspect import inspect  # noqa: E402
-from .load import load, register, unregister  # noqa: E402
-from .nn import (  # noqa: E402
-    EntropyCodedEmbedding,
-    EntropyCodedLinear,
-    entropy_quantize,
-)
-from .verify import verify  # noqa: E402
-
-__version__ = version()
+    __version__: str
 
 __all__ = [
     "EntropyCodedEmbedding",
@@ -51,8 +46,71 @@ __all__ = [
     "entropy_quantize",
     "inspect",
     "load",
+    "model_classes",
     "register",
     "unregister",
     "validate",
     "verify",
 ]
+
+# No submodule may be named like an export: Python binds a submodule to its
+# package when it is imported, over what is there.
+_HOMES = {
+    "EntropyCodedEmbedding": "nn",
+    "EntropyCodedLinear": "nn",
+    "convert": "conversion",
+    "entropy_quantize": "nn",
+    "inspect": "inspection",
+    "load": "loading",
+    "model_classes": "loading",
+    "register": "loading",
+    "unregister": "loading",
+    "verify": "verification",
+}
+
+_MLX = "0.32.4"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "_ext":  # Also what `from . import _ext` comes to.
+        return _native()
+    if name == "__version__":
+        from ._version import version
+
+        value: Any = version()
+    elif name in __all__:
+        home = _HOMES.get(name)
+        module = import_module(f".{home}", __name__) if home else _native()
+        value = getattr(module, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _native() -> ModuleType:
+    """The native module; ImportError says what is wrong and what to do."""
+    try:
+        # It registers the array type that the native module exchanges.
+        import mlx.core as mx
+    except ImportError as error:
+        raise ImportError(
+            f'MLX does not load: {error}; pip install "mlx[cpu]=={_MLX}"'
+        ) from error
+    found = mx.__version__  # type: ignore[attr-defined]
+    if found != _MLX:
+        raise ImportError(
+            f"this mlx-entropy is built for mlx {_MLX}, found {found}: "
+            f'pip install "mlx[cpu]=={_MLX}"'
+        )
+    try:
+        return import_module("._ext", __name__)
+    except ImportError as error:
+        raise ImportError(
+            f"the native module of mlx-entropy does not load: {error}; "
+            "pip install --force-reinstall mlx-entropy"
+        ) from error

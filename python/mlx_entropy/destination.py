@@ -15,22 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .load import CONFIG_KEY
+from .model_format import is_converted
 
 JOURNAL = "mlx-entropy-journal.json"
 
 
 class DestinationError(ValueError):
     """The destination cannot be written, or must not be replaced."""
-
-
-def is_converted(path: Path) -> bool:
-    """Whether `path` is a model directory that mlx-entropy wrote."""
-    try:
-        config = json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and CONFIG_KEY in config
 
 
 def sync_directory(path: Path) -> None:

@@ -9,13 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from .destination import is_converted
-from .load import CONFIG_KEY, check_format
+from .model_format import CONFIG_KEY, check_format, marked_config
 from .shards import StoredTensor, read_header
 from .sources.base import SourceError
-
-# The last part of the name of an entropy-coded matrix.
-CODED = "coded"
 
 
 class StoredModel:
@@ -28,15 +24,14 @@ class StoredModel:
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise SourceError(f"no model directory at {self.path}")
-        if not is_converted(self.path):
+        config = marked_config(self.path)
+        if config is None:
             raise SourceError(
                 f"{self.path} is not entropy-coded; "
                 "run mlx-entropy convert on it first"
             )
-        self.config: dict[str, Any] = json.loads(
-            (self.path / "config.json").read_bytes()
-        )
-        check_format(self.config)
+        check_format(config)
+        self.config = config
         self.about: dict[str, Any] = self.config[CONFIG_KEY]
         self.files = sorted(self.path.glob("model*.safetensors"))
         self.tensors = self._headers()

@@ -23,8 +23,8 @@ CpuFeatures detect() {
   const bool osxsave = c >> 27 & 1, fma = c >> 12 & 1, f16c = c >> 29 & 1;
   if (!osxsave) return features;
   const uint64_t enabled = xgetbv();
-  const bool ymm = (enabled & 0x06) == 0x06;   // XMM and YMM state
-  const bool zmm = (enabled & 0xe6) == 0xe6;   // and opmask, ZMM low and high
+  const bool ymm = (enabled & 0x06) == 0x06;  // XMM and YMM state
+  const bool zmm = (enabled & 0xe6) == 0xe6;  // and opmask, ZMM low and high
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
   const bool avx2 = b >> 5 & 1, bmi2 = b >> 8 & 1;
   features.avx2 = ymm && avx2 && fma && f16c && bmi2;

@@ -6,8 +6,8 @@ namespace mlx_entropy {
 // CPUID alone is not enough: a kernel or hypervisor can leave the registers
 // of an advertised extension disabled, and using them then traps.
 struct CpuFeatures {
-  bool avx2 = false;  // with FMA, F16C and BMI2, as on every AVX2 CPU
-  bool avx512 = false;  // F, BW, DQ, VL
+  bool avx2 = false;         // with FMA, F16C and BMI2, as on every AVX2 CPU
+  bool avx512 = false;       // F, BW, DQ, VL
   bool avx512_vbmi = false;  // VBMI and VBMI2
   bool avx512_vnni = false;
   bool neon = false;

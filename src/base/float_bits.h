@@ -30,8 +30,8 @@ inline uint32_t float_to_bfloat16(float value) {
 // which also normalizes subnormals; infinities and NaNs get a full exponent.
 inline float float16_to_float(uint32_t bits) {
   const uint32_t magnitude = (bits & 0x7fff) << 13;
-  const uint32_t scaled = std::bit_cast<uint32_t>(
-      std::bit_cast<float>(magnitude) * 0x1.0p112f);
+  const uint32_t scaled =
+      std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1.0p112f);
   const uint32_t special = magnitude | 0x7f800000;
   const uint32_t finite = (bits & 0x7c00) == 0x7c00 ? special : scaled;
   return std::bit_cast<float>(finite | ((bits & 0x8000) << 16));

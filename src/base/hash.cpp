@@ -40,12 +40,12 @@ uint64_t xxh64(const uint8_t* data, size_t size) {
   }
   hash += size;
   for (; end - p >= 8; p += 8) {
-    hash = std::rotl(hash ^ round(0, load<uint64_t>(p)), 27) * kPrime1 +
-           kPrime4;
+    hash =
+        std::rotl(hash ^ round(0, load<uint64_t>(p)), 27) * kPrime1 + kPrime4;
   }
   if (end - p >= 4) {
-    hash = std::rotl(hash ^ (load<uint32_t>(p) * kPrime1), 23) * kPrime2 +
-           kPrime3;
+    hash =
+        std::rotl(hash ^ (load<uint32_t>(p) * kPrime1), 23) * kPrime2 + kPrime3;
     p += 4;
   }
   for (; p != end; ++p) hash = std::rotl(hash ^ (*p * kPrime5), 11) * kPrime1;

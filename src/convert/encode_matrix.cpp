@@ -59,8 +59,8 @@ class PlaneSplitter {
         index_of_[plane.palette[i]] = static_cast<uint32_t>(i);
       }
     }
-    placeholder_ = static_cast<uint8_t>(std::max_element(f.begin(), f.end()) -
-                                        f.begin());
+    placeholder_ =
+        static_cast<uint8_t>(std::max_element(f.begin(), f.end()) - f.begin());
   }
 
   // `classes` has room for whole steps; padding gets the likeliest class.
@@ -177,7 +177,8 @@ void for_each_piece(const PlaneSource& source, size_t plane, uint64_t first,
   constexpr size_t kPiece = 8192;
   uint32_t values[kPiece];
   for (uint64_t done = 0; done < count; done += kPiece) {
-    const auto n = static_cast<size_t>(std::min<uint64_t>(kPiece, count - done));
+    const auto n =
+        static_cast<size_t>(std::min<uint64_t>(kPiece, count - done));
     source.read(plane, first + done, n, values);
     visit(values, n);
   }
@@ -238,11 +239,10 @@ void choose_planes(const PlaneSource& source, const EncodeOptions& options,
     Plane& plane = header->planes[0];
     plane.frequencies = *options.frequencies;
     const uint32_t total = uint32_t{1} << header->limits().precision_bits;
-    const auto certain = std::find(plane.frequencies.begin(),
-                                   plane.frequencies.end(), total);
+    const auto certain =
+        std::find(plane.frequencies.begin(), plane.frequencies.end(), total);
     if (certain != plane.frequencies.end()) {
-      plane.base =
-          static_cast<uint32_t>(certain - plane.frequencies.begin());
+      plane.base = static_cast<uint32_t>(certain - plane.frequencies.begin());
       plane.frequencies = {static_cast<uint16_t>(total)};
     }
     return;
@@ -301,8 +301,7 @@ class TileEncoder {
       const Plane& plane = header_.planes[p];
       const size_t count = header_.values(plane, rows);
       steps[p] = ceil_div(count, kLanes);
-      classes[p] =
-          std::make_unique_for_overwrite<uint8_t[]>(steps[p] * kLanes);
+      classes[p] = std::make_unique_for_overwrite<uint8_t[]>(steps[p] * kLanes);
       auto values = std::make_unique_for_overwrite<uint32_t[]>(count + 8);
       source_.read(p, header_.values(plane, row), count, values.get());
       splitters_[p].split(values.get(), count, classes[p].get(), &tile);
@@ -311,7 +310,8 @@ class TileEncoder {
     if (!header_.any_coded()) return tile;
     StreamEncoder stream(header_.state_bits, symbols);
     for (size_t p = n_planes; p-- > 0;) {
-      if (tables_[p]) stream.push_section(*tables_[p], classes[p].get(), steps[p]);
+      if (tables_[p])
+        stream.push_section(*tables_[p], classes[p].get(), steps[p]);
     }
     tile.states = stream.states();
     tile.stream.assign(stream.stream().begin(), stream.stream().end());
@@ -340,8 +340,7 @@ Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
                          " x " + std::to_string(header.cols));
   }
   header.tile_rows = choose_tile_rows(header, options.tile_rows);
-  header.tiles =
-      static_cast<uint32_t>(ceil_div(header.rows, header.tile_rows));
+  header.tiles = static_cast<uint32_t>(ceil_div(header.rows, header.tile_rows));
   choose_planes(source, options, &header);
   std::vector<TilePayload> tiles(header.tiles);
   const TileEncoder encoder(source, header);
@@ -355,7 +354,8 @@ Result<std::vector<uint8_t>> encode_affine(const AffineArrays& arrays,
                                            const EncodeOptions& options) {
   const AffineSource predicted(arrays, BiasMode::kPredicted);
   const AffineSource stored(arrays, BiasMode::kStored);
-  const bool predict = sampled_side_bits(predicted) <= sampled_side_bits(stored);
+  const bool predict =
+      sampled_side_bits(predicted) <= sampled_side_bits(stored);
   return encode_matrix(predict ? predicted : stored, options);
 }
 
@@ -366,8 +366,8 @@ std::vector<uint16_t> table_from_counts(std::span<const uint64_t> counts) {
       std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
   std::vector<uint64_t> kept(counts.begin(), counts.end());
   for (uint64_t& count : kept) {
-    const double escape_bits =
-        static_cast<double>(count) * (8 * kExceptionSize - limits.precision_bits);
+    const double escape_bits = static_cast<double>(count) *
+                               (8 * kExceptionSize - limits.precision_bits);
     if (escape_bits < total / (1 << limits.precision_bits) * 1.4427) count = 0;
   }
   return quantize_frequencies(kept, limits.precision_bits);

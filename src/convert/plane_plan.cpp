@@ -47,8 +47,8 @@ PlanePlan plan_split(PlaneKind kind, const PlaneHistogram& histogram,
   const auto n = static_cast<double>(histogram.total());
   const size_t first =
       densest_window(counts, static_cast<size_t>(limits.max_classes));
-  const size_t last = std::min(
-      counts.size(), first + static_cast<size_t>(limits.max_classes));
+  const size_t last =
+      std::min(counts.size(), first + static_cast<size_t>(limits.max_classes));
   // Interior classes too rare for the smallest frequency are exceptions.
   const double smallest_share = n / (1 << limits.precision_bits);
   uint64_t exceptions = histogram.outside();
@@ -74,19 +74,19 @@ PlanePlan plan_split(PlaneKind kind, const PlaneHistogram& histogram,
       histogram.base() + static_cast<uint32_t>(begin << raw_bits) +
       (histogram.example() & ((uint32_t{1} << plan.plane.shift) - 1));
   const std::span window(counts.data() + begin, end - begin);
-  plan.plane.frequencies =
-      quantize_frequencies(window, limits.precision_bits);
+  plan.plane.frequencies = quantize_frequencies(window, limits.precision_bits);
   // With one live class the others are all exceptions: no need for a table.
   if (std::count_if(window.begin(), window.end(),
                     [](uint64_t c) { return c > 0; }) <= 1) {
     plan.plane.frequencies = {
         static_cast<uint16_t>(1 << limits.precision_bits)};
   }
-  plan.bits = coded_bits(window, plan.plane.frequencies,
-                         limits.precision_bits) *
-                  (plan.plane.coded() ? 1 : 0) +
-              plan.plane.raw_bits * n + kExceptionBits * static_cast<double>(exceptions) +
-              8.0 * (plane::kSize + 2.0 * static_cast<double>(window.size()));
+  plan.bits =
+      coded_bits(window, plan.plane.frequencies, limits.precision_bits) *
+          (plan.plane.coded() ? 1 : 0) +
+      plan.plane.raw_bits * n +
+      kExceptionBits * static_cast<double>(exceptions) +
+      8.0 * (plane::kSize + 2.0 * static_cast<double>(window.size()));
   return plan;
 }
 
@@ -121,15 +121,13 @@ PlanePlan plan_palette(const PlaneHistogram& histogram, int raw_bits,
     counts[i / per_class] += bins[order[i]];
     plan.plane.palette[i] = static_cast<uint8_t>(order[i]);
   }
-  plan.plane.frequencies =
-      quantize_frequencies(counts, limits.precision_bits);
-  plan.bits =
-      (plan.plane.coded() ? coded_bits(counts, plan.plane.frequencies,
-                                       limits.precision_bits)
-                          : 0) +
-      raw_bits * n + kExceptionBits * static_cast<double>(exceptions) +
-      8.0 * (plane::kSize + 2.0 * static_cast<double>(counts.size()) +
-             static_cast<double>(plan.plane.palette.size()));
+  plan.plane.frequencies = quantize_frequencies(counts, limits.precision_bits);
+  plan.bits = (plan.plane.coded() ? coded_bits(counts, plan.plane.frequencies,
+                                               limits.precision_bits)
+                                  : 0) +
+              raw_bits * n + kExceptionBits * static_cast<double>(exceptions) +
+              8.0 * (plane::kSize + 2.0 * static_cast<double>(counts.size()) +
+                     static_cast<double>(plan.plane.palette.size()));
   return plan;
 }
 
@@ -175,9 +173,7 @@ void PlaneHistogram::merge(const PlaneHistogram& other) {
   differing_ |= other.differing_ | (first_ ^ other.first_);
 }
 
-int PlaneHistogram::common_bits() const {
-  return std::countr_zero(differing_);
-}
+int PlaneHistogram::common_bits() const { return std::countr_zero(differing_); }
 
 uint64_t PlaneHistogram::total() const {
   return std::accumulate(bins_.begin(), bins_.end(), outside_);
@@ -195,7 +191,8 @@ PlanePlan plan_plane(PlaneKind kind, const PlaneHistogram& histogram,
   for (int raw_bits = histogram.shift(); raw_bits <= most; ++raw_bits) {
     if (raw_bits > histogram.shift()) counts = merge_pairs(counts);
     PlanePlan plan = plan_split(kind, histogram, counts, raw_bits, limits);
-    const double cost = plan.bits + n * (plan.plane.raw_bits % 8) * kMaskPenaltyBits;
+    const double cost =
+        plan.bits + n * (plan.plane.raw_bits % 8) * kMaskPenaltyBits;
     if (best.plane.frequencies.empty() || cost < best_cost) {
       best = std::move(plan);
       best_cost = cost;

@@ -231,8 +231,7 @@ Status Container::check_tiles() const {
   const uint64_t begin = tile_table_ + table_bytes;
   uint64_t end = begin;
   for (uint32_t i = 0; i <= header_.tiles; ++i) {
-    const uint64_t offset =
-        load<uint64_t>(data_ + tile_table_ + 8 * size_t{i});
+    const uint64_t offset = load<uint64_t>(data_ + tile_table_ + 8 * size_t{i});
     if (offset < end || offset > size_ - kTailPadding ||
         (i == 0 && offset != begin)) {
       return invalid("tile offset " + std::to_string(i));
@@ -273,8 +272,7 @@ Status Container::check_tile(uint32_t index) const {
   const Tile view = tile(index);
   for (size_t i = 0; i < n_planes; ++i) {
     const TilePlane& plane = view.planes[i];
-    const uint64_t limit = uint64_t{1}
-                           << header_.value_bits(header_.planes[i]);
+    const uint64_t limit = uint64_t{1} << header_.value_bits(header_.planes[i]);
     int64_t previous = -1;
     for (size_t e = 0; e < plane.n_exceptions; ++e) {
       const Exception exception = plane.exception(e);

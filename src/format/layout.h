@@ -68,12 +68,12 @@ inline constexpr size_t kSize = 48;
 //   index = class << raw_bits | raw
 //   value = palette[index]  or  base + (index << shift)
 namespace plane {
-inline constexpr size_t kKindAt = 0;      // u8
-inline constexpr size_t kRawBitsAt = 1;   // u8
-inline constexpr size_t kShiftAt = 2;     // u8
-inline constexpr size_t kPaletteAt = 3;   // u8: 1 if there is a palette
-inline constexpr size_t kClassesAt = 4;   // u32
-inline constexpr size_t kBaseAt = 8;      // u32
+inline constexpr size_t kKindAt = 0;     // u8
+inline constexpr size_t kRawBitsAt = 1;  // u8
+inline constexpr size_t kShiftAt = 2;    // u8
+inline constexpr size_t kPaletteAt = 3;  // u8: 1 if there is a palette
+inline constexpr size_t kClassesAt = 4;  // u32
+inline constexpr size_t kBaseAt = 8;     // u32
 inline constexpr size_t kSize = 12;
 }  // namespace plane
 

@@ -12,10 +12,6 @@
 
 namespace mlx_entropy {
 
-// Tiles that one thread decodes in lockstep: their independent streams hide
-// the latency of each other's state updates.
-inline constexpr uint32_t kMaxStreams = 4;
-
 // y[b, n] = sum over k of x[b, k] * W[n, k], float32.
 struct ProductArgs {
   const PreparedMatrix* matrix = nullptr;
@@ -41,7 +37,10 @@ struct TileValues {
 
 struct KernelTable {
   const char* name;
-  // The product for `count` tiles from `first`, at most kMaxStreams.
+  // Tiles that one thread decodes in lockstep at most: their independent
+  // streams hide the latency of each other's state updates.
+  uint32_t max_streams;
+  // The product for `count` tiles from `first`, at most max_streams.
   void (*product)(const ProductArgs& args, uint32_t first, uint32_t count,
                   Scratch& scratch);
   void (*decode_tile)(const PreparedMatrix& matrix, uint32_t tile,

@@ -72,8 +72,7 @@ class DecodedTile {
       values.side[p] = side_[p].data();
     }
     values.rows = rows;
-    const size_t room =
-        ceil_div(uint64_t{rows} * header.cols, kLanes) * kLanes;
+    const size_t room = ceil_div(uint64_t{rows} * header.cols, kLanes) * kLanes;
     if (header.scheme == Scheme::kFloat) {
       words_.resize(room);
       values.words = words_.data();
@@ -98,8 +97,8 @@ class DecodedTile {
       return sign_to_high_bit(side_[1][group], width());
     }
     const auto offset = static_cast<int32_t>(side_[1][group] - kOffsetBias);
-    const uint32_t predicted = predicted_bias(
-        matrix_.header().float_type, scale_bits(group), offset);
+    const uint32_t predicted =
+        predicted_bias(matrix_.header().float_type, scale_bits(group), offset);
     const uint32_t ordered =
         static_cast<uint32_t>(ordered_from_bits(predicted, width())) +
         (side_[2][group] - kCorrectionBias);
@@ -216,10 +215,10 @@ void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
   args.y = y.type == FloatType::kFloat32 ? static_cast<float*>(y.data)
                                          : result.data();
   // Groups of tiles as equal as possible, at least one for each thread.
-  const size_t groups = std::min<size_t>(
-      header.tiles, std::max<size_t>(ceil_div(header.tiles, kMaxStreams),
-                                     ThreadPool::instance().size()));
   const KernelTable& target = active_target();
+  const size_t groups = std::min<size_t>(
+      header.tiles, std::max<size_t>(ceil_div(header.tiles, target.max_streams),
+                                     ThreadPool::instance().size()));
   ThreadPool::instance().run(groups, [&](size_t group) {
     const auto first = static_cast<uint32_t>(group * header.tiles / groups);
     const auto end = static_cast<uint32_t>((group + 1) * header.tiles / groups);
@@ -249,8 +248,7 @@ void gather_rows(const PreparedMatrix& matrix,
     const size_t begin = starts[task], end = starts[task + 1];
     const uint32_t index = indices[order[begin]] / header.tile_rows;
     const uint32_t start = index * header.tile_rows;
-    const DecodedTile tile(matrix, index,
-                           indices[order[end - 1]] - start + 1);
+    const DecodedTile tile(matrix, index, indices[order[end - 1]] - start + 1);
     std::vector<float> row(header.cols);
     for (size_t i = begin; i < end; ++i) {
       tile.dequantize(indices[order[i]] - start, like_mlx, row.data());
@@ -303,8 +301,8 @@ void decode_dense(const PreparedMatrix& matrix, RowRange rows, void* out) {
                    return;
                  }
                  for (size_t k = 0; k < cols; ++k) {
-                   put_bits(header.float_type,
-                            tile.value_bits(row * cols + k), out, to + k);
+                   put_bits(header.float_type, tile.value_bits(row * cols + k),
+                            out, to + k);
                  }
                });
 }

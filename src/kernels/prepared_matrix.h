@@ -22,8 +22,8 @@ class PreparedMatrix {
  public:
   // Structure only; see validate() for the streams. The bytes must outlive
   // the result.
-  static Result<std::shared_ptr<const PreparedMatrix>> make(
-      const uint8_t* data, size_t size);
+  static Result<std::shared_ptr<const PreparedMatrix>> make(const uint8_t* data,
+                                                            size_t size);
 
   const Container& container() const { return container_; }
   const MatrixHeader& header() const { return container_.header(); }

@@ -9,8 +9,8 @@
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
 #include "mlx/arrays.h"
-#include "mlx/coded_ops.h"
 #include "mlx/codec_api.h"
+#include "mlx/coded_ops.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -100,8 +100,7 @@ void bind_ops(nb::module_& m) {
   m.def("entropy_coded_matmul", &entropy_coded_matmul, "x"_a, "coded"_a,
         "output_dims"_a, nb::kw_only(), "stream"_a = nb::none());
   m.def("entropy_coded_embedding", &entropy_coded_embedding, "indices"_a,
-        "coded"_a, "dims"_a, "dtype"_a, nb::kw_only(),
-        "stream"_a = nb::none());
+        "coded"_a, "dims"_a, "dtype"_a, nb::kw_only(), "stream"_a = nb::none());
   m.def("entropy_dequantize", &entropy_dequantize, "coded"_a, "rows"_a,
         "cols"_a, "dtype"_a, nb::kw_only(), "stream"_a = nb::none());
 }

@@ -55,8 +55,8 @@ EncodeOptions options(const char* op, int tile_rows) {
 
 std::shared_ptr<const PreparedMatrix> open(const char* op, mx::array& coded) {
   if (coded.dtype() != mx::uint8 || coded.ndim() != 1) {
-    fail(op, "coded must be a uint8 vector, got shape " +
-                 to_string(coded.shape()));
+    fail(op,
+         "coded must be a uint8 vector, got shape " + to_string(coded.shape()));
   }
   make_dense(coded);
   auto matrix = validated(CodedBytes(coded));
@@ -137,8 +137,8 @@ double RansTable::cost(const std::vector<uint64_t>& counts) const {
     fail("RANSTable.cost", "more counts than symbols");
   }
   uint64_t total = 0;
-  double bits = coded_bits(
-      counts, std::span(frequencies).first(counts.size()), precision_bits());
+  double bits = coded_bits(counts, std::span(frequencies).first(counts.size()),
+                           precision_bits());
   for (size_t i = 0; i < counts.size(); ++i) {
     total += counts[i];
     if (frequencies[i] == 0) {
@@ -160,10 +160,10 @@ mx::array entropy_encode(mx::array symbols, const RansTable* table,
   EncodeOptions encode_options = options(kOp, tile_rows);
   if (table != nullptr) encode_options.frequencies = table->frequencies;
   return to_array(
-      kOp, encode_matrix(SymbolSource(symbols.data<uint8_t>(),
-                                      leading_rows(symbols),
-                                      static_cast<uint32_t>(symbols.shape(-1))),
-                         encode_options));
+      kOp,
+      encode_matrix(SymbolSource(symbols.data<uint8_t>(), leading_rows(symbols),
+                                 static_cast<uint32_t>(symbols.shape(-1))),
+                    encode_options));
 }
 
 mx::array entropy_decode(mx::array coded, int64_t row_start,
@@ -181,8 +181,7 @@ mx::array entropy_decode(mx::array coded, int64_t row_start,
 mx::array encode_affine(mx::array weight, mx::array scales, mx::array biases,
                         int group_size, int bits, int tile_rows) {
   constexpr const char* kOp = "encode_affine";
-  const bool known_bits =
-      (bits >= 2 && bits <= 6) || bits == 8;
+  const bool known_bits = (bits >= 2 && bits <= 6) || bits == 8;
   const bool known_group =
       group_size == 32 || group_size == 64 || group_size == 128;
   if (!known_bits) fail(kOp, "bits must be 2, 3, 4, 5, 6 or 8");
@@ -228,8 +227,7 @@ std::vector<mx::array> decode_affine(mx::array coded, int64_t row_start,
   const MatrixHeader& header = matrix->header();
   const RowRange rows = row_range(kOp, header, row_start, row_stop);
   const int n = static_cast<int>(rows.end - rows.begin);
-  const int words =
-      static_cast<int>(uint64_t{header.cols} * header.bits / 32);
+  const int words = static_cast<int>(uint64_t{header.cols} * header.bits / 32);
   const int groups = static_cast<int>(header.cols / header.group_size);
   std::vector<mx::array> out = {empty({n, words}, mx::uint32),
                                 empty({n, groups}, dtype(header.float_type)),
@@ -243,15 +241,14 @@ mx::array encode_float(mx::array weight, int tile_rows) {
   constexpr const char* kOp = "encode_float";
   const FloatType type = float_type(weight.dtype());
   if (type == FloatType::kNone || weight.ndim() == 0 || weight.size() == 0) {
-    fail(kOp,
-         "weight must be a non-empty float32, float16 or bfloat16 array");
+    fail(kOp, "weight must be a non-empty float32, float16 or bfloat16 array");
   }
   make_dense(weight);
   return to_array(
-      kOp, encode_matrix(FloatSource(weight.data<void>(), type,
-                                     leading_rows(weight),
-                                     static_cast<uint32_t>(weight.shape(-1))),
-                         options(kOp, tile_rows)));
+      kOp,
+      encode_matrix(FloatSource(weight.data<void>(), type, leading_rows(weight),
+                                static_cast<uint32_t>(weight.shape(-1))),
+                    options(kOp, tile_rows)));
 }
 
 mx::array decode_float(mx::array coded, int64_t row_start,
@@ -260,9 +257,9 @@ mx::array decode_float(mx::array coded, int64_t row_start,
   const auto matrix = open(kOp, coded, Scheme::kFloat);
   const MatrixHeader& header = matrix->header();
   const RowRange rows = row_range(kOp, header, row_start, row_stop);
-  mx::array out = empty({static_cast<int>(rows.end - rows.begin),
-                         static_cast<int>(header.cols)},
-                        dtype(header.float_type));
+  mx::array out = empty(
+      {static_cast<int>(rows.end - rows.begin), static_cast<int>(header.cols)},
+      dtype(header.float_type));
   decode_dense(*matrix, rows, out.data<void>());
   return out;
 }

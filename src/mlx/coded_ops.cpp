@@ -21,22 +21,21 @@ std::string name(mx::Dtype dtype) {
 void check_coded(const char* op, const mx::array& coded) {
   if (coded.dtype() != mx::uint8 || coded.ndim() != 1) {
     fail(op, "coded weights must be a uint8 vector, got " +
-                 name(coded.dtype()) + " of shape " +
-                 to_string(coded.shape()));
+                 name(coded.dtype()) + " of shape " + to_string(coded.shape()));
   }
 }
 
 void check_float(const char* op, const char* what, mx::Dtype dtype) {
   if (float_type(dtype) == FloatType::kNone) {
-    fail(op, std::string(what) +
-                 " must be float32, float16 or bfloat16, got " + name(dtype));
+    fail(op, std::string(what) + " must be float32, float16 or bfloat16, got " +
+                 name(dtype));
   }
 }
 
 void check_positive(const char* op, const char* what, int value) {
   if (value <= 0) {
-    fail(op, std::string(what) + " must be positive, got " +
-                 std::to_string(value));
+    fail(op,
+         std::string(what) + " must be positive, got " + std::to_string(value));
   }
 }
 
@@ -78,10 +77,9 @@ mx::array entropy_coded_embedding(const mx::array& indices,
   const mx::Stream stream = cpu_stream(s);
   mx::Shape shape = indices.shape();
   shape.push_back(dims);
-  return mx::array(
-      std::move(shape), dtype,
-      std::make_shared<EntropyCodedEmbedding>(stream, dims, dtype),
-      {mx::astype(indices, mx::int64, stream), coded});
+  return mx::array(std::move(shape), dtype,
+                   std::make_shared<EntropyCodedEmbedding>(stream, dims, dtype),
+                   {mx::astype(indices, mx::int64, stream), coded});
 }
 
 mx::array entropy_dequantize(const mx::array& coded, int rows, int cols,

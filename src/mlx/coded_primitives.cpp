@@ -48,27 +48,26 @@ void dispatch(mx::Stream stream, const std::vector<mx::array>& inputs,
   auto& encoder = mx::cpu::get_command_encoder(stream);
   for (const mx::array& input : inputs) encoder.set_input_array(input);
   encoder.set_output_array(out);
-  encoder.dispatch([task = std::move(task),
-                    out = mx::array::unsafe_weak_copy(out)]() mutable {
-    task(out);
-  });
+  encoder.dispatch([task = std::move(task), out = mx::array::unsafe_weak_copy(
+                                                out)]() mutable { task(out); });
 }
 
 }  // namespace
 
 void EntropyCodedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                                   std::vector<mx::array>& outputs) {
-  dispatch(stream(), inputs, outputs[0],
-           [x = mx::array::unsafe_weak_copy(inputs[0]),
-            coded = CodedBytes(inputs[1]), rows = output_dims_](mx::array& y) {
-             const int cols = x.shape(-1);
-             const auto matrix = open("entropy_coded_matmul", coded, rows, cols);
-             std::vector<uint8_t> storage;
-             const void* const data = dense_data(x, &storage);
-             const FloatType type = float_type(x.dtype());
-             multiply(*matrix, {type, data}, x.size() / static_cast<size_t>(cols),
-                      {type, y.data<void>()});
-           });
+  dispatch(
+      stream(), inputs, outputs[0],
+      [x = mx::array::unsafe_weak_copy(inputs[0]),
+       coded = CodedBytes(inputs[1]), rows = output_dims_](mx::array& y) {
+        const int cols = x.shape(-1);
+        const auto matrix = open("entropy_coded_matmul", coded, rows, cols);
+        std::vector<uint8_t> storage;
+        const void* const data = dense_data(x, &storage);
+        const FloatType type = float_type(x.dtype());
+        multiply(*matrix, {type, data}, x.size() / static_cast<size_t>(cols),
+                 {type, y.data<void>()});
+      });
 }
 
 void EntropyCodedMatmul::eval_gpu(const std::vector<mx::array>&,
@@ -82,8 +81,8 @@ std::vector<mx::array> EntropyCodedMatmul::jvp(
   if (argnums.size() != 1 || argnums[0] != 0) {
     fail("entropy_coded_matmul", "no derivative in the coded weights");
   }
-  return {entropy_coded_matmul(tangents[0], primals[1], output_dims_,
-                               stream())};
+  return {
+      entropy_coded_matmul(tangents[0], primals[1], output_dims_, stream())};
 }
 
 std::vector<mx::array> EntropyCodedMatmul::vjp(
@@ -96,9 +95,8 @@ std::vector<mx::array> EntropyCodedMatmul::vjp(
   const mx::array& x = primals[0];
   const mx::array weights = entropy_dequantize(
       primals[1], output_dims_, x.shape(-1), mx::float32, stream());
-  const mx::array gradient =
-      mx::matmul(mx::astype(cotangents[0], mx::float32, stream()), weights,
-                 stream());
+  const mx::array gradient = mx::matmul(
+      mx::astype(cotangents[0], mx::float32, stream()), weights, stream());
   return {mx::astype(gradient, x.dtype(), stream())};
 }
 
@@ -139,10 +137,9 @@ void EntropyCodedEmbedding::eval_cpu(const std::vector<mx::array>& inputs,
         for (size_t i = 0; i < wanted.size(); ++i) {
           const int64_t index = data[i] < 0 ? data[i] + rows : data[i];
           if (index < 0 || index >= rows) {
-            throw std::out_of_range("[entropy_coded_embedding] index " +
-                                    std::to_string(data[i]) +
-                                    " is out of range for " +
-                                    std::to_string(rows) + " rows");
+            throw std::out_of_range(
+                "[entropy_coded_embedding] index " + std::to_string(data[i]) +
+                " is out of range for " + std::to_string(rows) + " rows");
           }
           wanted[i] = static_cast<uint32_t>(index);
         }
@@ -156,16 +153,15 @@ void EntropyCodedEmbedding::eval_gpu(const std::vector<mx::array>&,
   no_gpu("entropy_coded_embedding");
 }
 
-std::pair<std::vector<mx::array>, std::vector<int>>
-EntropyCodedEmbedding::vmap(const std::vector<mx::array>& inputs,
-                            const std::vector<int>& axes) {
+std::pair<std::vector<mx::array>, std::vector<int>> EntropyCodedEmbedding::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   if (axes[1] >= 0) {
     fail("entropy_coded_embedding", "cannot vmap over the coded weights");
   }
   // Rows are independent, so the mapped axis stays where it is.
-  return {{entropy_coded_embedding(inputs[0], inputs[1], dims_, dtype_,
-                                   stream())},
-          {axes[0]}};
+  return {
+      {entropy_coded_embedding(inputs[0], inputs[1], dims_, dtype_, stream())},
+      {axes[0]}};
 }
 
 bool EntropyCodedEmbedding::is_equivalent(const Primitive& other) const {

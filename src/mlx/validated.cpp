@@ -39,8 +39,9 @@ class Registry {
     const auto* const data = coded.array.data<uint8_t>();
     std::lock_guard lock(mutex_);
     if (entries_.size() >= sweep_at_) {
-      std::erase_if(entries_,
-                    [](const auto& item) { return item.second.owner.expired(); });
+      std::erase_if(entries_, [](const auto& item) {
+        return item.second.owner.expired();
+      });
       sweep_at_ = 2 * entries_.size() + 64;
     }
     entries_[data] = {coded.owner, coded.array.nbytes(),

@@ -115,8 +115,7 @@ void unpack_codes(const uint8_t* packed, int bits, uint64_t first, size_t count,
   }
 }
 
-void pack_codes(const uint8_t* codes, int bits, size_t count,
-                uint8_t* packed) {
+void pack_codes(const uint8_t* codes, int bits, size_t count, uint8_t* packed) {
   for (size_t i = 0; i < count; i += 8, packed += bits) {
     uint64_t word = 0;
     for (size_t k = 0; k < 8; ++k) {

@@ -13,13 +13,13 @@ import pytest
 from safetensors import safe_open
 
 from helpers import tiny
-from mlx_entropy.convert import convert
+from mlx_entropy.conversion import convert
 from mlx_entropy.destination import JOURNAL, Destination
-from mlx_entropy.load import load
+from mlx_entropy.loading import load
 from mlx_entropy.progress import Progress
 from mlx_entropy.shards import read_header
 from mlx_entropy.sources.base import SourceError
-from mlx_entropy.verify import verify
+from mlx_entropy.verification import verify
 
 SMALL_SHARDS = 200_000
 

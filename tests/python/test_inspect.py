@@ -9,8 +9,8 @@ import mlx.core as mx
 import pytest
 
 from helpers import tiny
-from mlx_entropy.convert import convert
-from mlx_entropy.inspect import inspect
+from mlx_entropy.conversion import convert
+from mlx_entropy.inspection import inspect
 from mlx_entropy.shards import read_header
 from mlx_entropy.sources.base import SourceError
 

@@ -18,7 +18,7 @@ from mlx_lm.models import llama
 import mlx_entropy
 from helpers.tiny import write_tokenizer
 from mlx_entropy import EntropyCodedEmbedding, EntropyCodedLinear
-from mlx_entropy.load import (
+from mlx_entropy.loading import (
     CONFIG_KEY,
     FORMAT_VERSION,
     MODEL_FILE_SOURCE,
@@ -560,7 +560,7 @@ class TestSanitize:
 def test_import_is_light():
     program = (
         "import sys, mlx_entropy\n"
-        "from mlx_entropy.load import model_classes\n"
+        "from mlx_entropy.loading import model_classes\n"
         "assert callable(mlx_entropy.load)\n"
         "assert callable(mlx_entropy.convert)\n"
         "assert callable(mlx_entropy.verify)\n"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from helpers import tiny
-from mlx_entropy.convert import convert
+from mlx_entropy.conversion import convert
 from mlx_entropy.sources.base import SourceError
-from mlx_entropy.verify import difference, verify
+from mlx_entropy.verification import difference, verify
 
 UP = "model.layers.0.mlp.up_proj"
 

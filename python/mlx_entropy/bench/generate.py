@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .. import _ext
-from ..load import load
+from ..loading import load
 from .load import count_weights
 from .report import Report, Result, make_report
 from .timing import Timing, settings

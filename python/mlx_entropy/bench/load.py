@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..destination import is_converted
-from ..load import register
+from ..loading import register
 from ..nn.coded import EntropyCoded
 from .memory import bytes_read, peak_resident_bytes, resident_bytes
 from .report import Report, Result, make_report

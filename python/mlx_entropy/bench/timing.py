@@ -28,8 +28,11 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Slowest less fastest sample, in medians."""
-        return (max(self.samples) - min(self.samples)) / self.seconds
+        """Range of the middle half of the samples, in medians."""
+        if len(self.samples) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.samples, method="inclusive")
+        return (high - low) / self.seconds
 
     def to_dict(self) -> dict[str, float | int]:
         return {

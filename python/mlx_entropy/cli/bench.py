@@ -18,8 +18,9 @@ _EXAMPLES = """\
 """
 
 _DESCRIPTION = """\
-Measure speed and size beside a peer, which is timed in turns with ours. The
-figures are medians; the spread is the range of the samples over the median.
+Measure speed and size beside a peer, which is timed in turns with ours.
+Figures are medians; the spread is the range of the middle half of the
+samples, in medians.
 """
 
 _GEMV = """\

@@ -61,7 +61,7 @@ def configure(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..convert import DEFAULT_SHARD_BYTES, convert
+    from ..conversion import DEFAULT_SHARD_BYTES, convert
 
     with progress_bar("converting", args.quiet or args.json) as progress:
         report = convert(

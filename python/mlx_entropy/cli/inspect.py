@@ -11,7 +11,7 @@ from .progress import progress_bar
 from .table import format_table, megabytes
 
 if TYPE_CHECKING:
-    from ..inspect import InspectedTensor, ModelReport, Totals
+    from ..inspection import InspectedTensor, ModelReport, Totals
 
 _EXAMPLES = """\
   mlx-entropy inspect ./model-ec
@@ -43,7 +43,7 @@ def configure(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inspect import inspect
+    from ..inspection import inspect
 
     with progress_bar("measuring", args.quiet or args.json) as progress:
         report = inspect(args.model, progress=progress)

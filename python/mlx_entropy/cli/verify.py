@@ -41,7 +41,7 @@ def configure(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verify import verify
+    from ..verification import verify
 
     with progress_bar("verifying", args.quiet or args.json) as progress:
         report = verify(args.model, args.against, progress=progress)

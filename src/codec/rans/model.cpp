@@ -21,8 +21,8 @@ double cost_of_change(uint64_t count, uint32_t f, int delta) {
 std::vector<uint16_t> quantize_frequencies(std::span<const uint64_t> counts,
                                            int precision_bits) {
   const uint32_t total = uint32_t{1} << precision_bits;
-  const auto sum =
-      static_cast<double>(std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
+  const auto sum = static_cast<double>(
+      std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
   std::vector<uint16_t> frequencies(counts.size(), 0);
   const auto present = static_cast<size_t>(std::count_if(
       counts.begin(), counts.end(), [](uint64_t c) { return c > 0; }));
@@ -121,8 +121,7 @@ AliasTable AliasTable::build(std::span<const uint16_t> frequencies) {
   return table;
 }
 
-std::vector<uint32_t> build_slot_table(
-    std::span<const uint16_t> frequencies) {
+std::vector<uint32_t> build_slot_table(std::span<const uint16_t> frequencies) {
   std::vector<uint32_t> table;
   table.reserve(size_t{1} << kRans32.precision_bits);
   for (size_t symbol = 0; symbol < frequencies.size(); ++symbol) {

@@ -1,4 +1,7 @@
 // Exact decoding of a tile, and the check that makes its streams safe.
+#pragma once
+
+#include "kernels/body/tile_reader.h"
 
 namespace mlx_entropy::body {
 // Internal to each target: the same name compiled for two targets must not
@@ -16,8 +19,7 @@ void decode_tile(const PreparedMatrix& matrix, uint32_t index,
     const size_t count =
         is_weights ? size_t{values.rows} * header.cols : tile.values;
     const size_t steps = (count + kLanes - 1) / kLanes;
-    uint8_t* classes =
-        scratch.get<uint8_t>(Scratch::kClasses, steps * kLanes);
+    uint8_t* classes = scratch.get<uint8_t>(Scratch::kClasses, steps * kLanes);
     if (is_weights && values.codes != nullptr) classes = values.codes;
     uint32_t* const words = is_weights ? values.words : values.side[p];
     reader.read_classes(p, steps, &classes);

@@ -3,6 +3,9 @@
 // A block is small enough for its codes (batch 1) or its dequantized rows
 // (larger batches) to stay in the first- or second-level cache, so weights
 // are never written to memory.
+#pragma once
+
+#include "kernels/body/tile_reader.h"
 
 namespace mlx_entropy::body {
 // Internal to each target: the same name compiled for two targets must not
@@ -58,8 +61,8 @@ void predicted_biases(const float* scales, const uint32_t* offsets,
     const uint32_t ordered =
         static_cast<uint32_t>(ordered_from_bits(predicted, kWidth)) +
         (corrections[i] - kCorrectionBias);
-    out[i] = to_float(
-        kType, bits_from_ordered(static_cast<int32_t>(ordered), kWidth));
+    out[i] = to_float(kType,
+                      bits_from_ordered(static_cast<int32_t>(ordered), kWidth));
   }
 }
 
@@ -93,7 +96,8 @@ void read_groups(const PreparedMatrix& matrix, TileReader<Target, V>* reader,
   uint32_t* const words =
       scratch.get<uint32_t>(Scratch::kSide, V * n_side * padded);
   uint8_t* out[V];
-  for (int v = 0; v < V; ++v) out[v] = classes + static_cast<size_t>(v) * padded;
+  for (int v = 0; v < V; ++v)
+    out[v] = classes + static_cast<size_t>(v) * padded;
   for (size_t p = 0; p < n_side; ++p) {
     reader->read_classes(p, steps, out);
     for (int v = 0; v < V; ++v) {
@@ -126,6 +130,8 @@ float affine_dot(const uint8_t* codes, const float* x, const float* x_sums,
   F sum = Target::zero();
   for (size_t g = 0; g < groups; ++g) {
     F partial[2] = {Target::zero(), Target::zero()};
+    // Unrolled, or the two sums would live in memory.
+#pragma GCC unroll 16
     for (size_t k = 0; k < kGroup; k += Target::kWidth) {
       F& into = partial[k / Target::kWidth % 2];
       into = Target::fma(Target::from_bytes(codes + g * kGroup + k),
@@ -174,10 +180,9 @@ void panel_rows(const float* panel, size_t stride, const ProductArgs& args,
   const size_t y_stride = args.matrix->header().rows;
   size_t b = 0;
   for (; b + kCols <= args.batch; b += kCols) {
-    micro_product<Target, kRows, kCols>(panel, stride,
-                                        args.x + b * args.x_stride,
-                                        args.x_stride, y + b * y_stride,
-                                        y_stride);
+    micro_product<Target, kRows, kCols>(
+        panel, stride, args.x + b * args.x_stride, args.x_stride,
+        y + b * y_stride, y_stride);
   }
   for (; b < args.batch; ++b) {
     micro_product<Target, kRows, 1>(panel, stride, args.x + b * args.x_stride,
@@ -233,18 +238,17 @@ void affine_block_product(const ProductArgs& args, const AffineBlock& block,
                      : header.group_size == 64 ? affine_dot<Target, 64>
                                                : affine_dot<Target, 128>;
     for (size_t r = 0; r < block.rows; ++r) {
-      block.y[r] = dot(block.codes + r * cols, args.x, args.x_group_sums,
-                       block.scales + r * groups, block.biases + r * groups,
-                       groups);
+      block.y[r] =
+          dot(block.codes + r * cols, args.x, args.x_group_sums,
+              block.scales + r * groups, block.biases + r * groups, groups);
     }
     return;
   }
-  float* const panel =
-      scratch.get<float>(Scratch::kPanel, block.rows * cols);
+  float* const panel = scratch.get<float>(Scratch::kPanel, block.rows * cols);
   for (size_t r = 0; r < block.rows; ++r) {
     dequantize_row<Target>(block.codes + r * cols, block.scales + r * groups,
-                           block.biases + r * groups, groups,
-                           header.group_size, panel + r * cols);
+                           block.biases + r * groups, groups, header.group_size,
+                           panel + r * cols);
   }
   panel_product<Target>(panel, block.rows, cols, args, block.y);
 }
@@ -284,8 +288,7 @@ void affine_product(const ProductArgs& args, uint32_t first_tile,
           (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows +
           row;
       affine_block_product<Target>(
-          args,
-          {out[v], scales + group, biases + group, n, args.y + y_row},
+          args, {out[v], scales + group, biases + group, n, args.y + y_row},
           scratch);
     }
   }
@@ -329,9 +332,15 @@ void float_product(const ProductArgs& args, uint32_t first_tile,
   }
 }
 
-template <class Target, int V>
-void product_streams(const ProductArgs& args, uint32_t first,
+// Runs with exactly `count` streams, a number known to the compiler.
+template <class Target, int V = Target::kMaxStreams>
+void product_streams(const ProductArgs& args, uint32_t first, uint32_t count,
                      Scratch& scratch) {
+  if constexpr (V > 1) {
+    if (count < V) {
+      return product_streams<Target, V - 1>(args, first, count, scratch);
+    }
+  }
   if (args.matrix->header().scheme == Scheme::kAffine) {
     affine_product<Target, V>(args, first, scratch);
   } else {
@@ -346,19 +355,10 @@ void product(const ProductArgs& args, uint32_t first, uint32_t count,
   // Lockstep needs equal tiles: a shorter last one goes alone.
   const uint32_t last = first + count - 1;
   if (count > 1 && header.rows_in_tile(last) != header.tile_rows) {
-    product<Target>(args, last, 1, scratch);
+    product_streams<Target>(args, last, 1, scratch);
     --count;
   }
-  switch (count) {
-    case 1:
-      return product_streams<Target, 1>(args, first, scratch);
-    case 2:
-      return product_streams<Target, 2>(args, first, scratch);
-    case 3:
-      return product_streams<Target, 3>(args, first, scratch);
-    default:
-      return product_streams<Target, 4>(args, first, scratch);
-  }
+  product_streams<Target>(args, first, count, scratch);
 }
 
 }  // namespace

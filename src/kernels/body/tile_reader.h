@@ -1,4 +1,4 @@
-// Reads the planes of 1 to 4 tiles in lockstep.
+// Reads the planes of several tiles in lockstep.
 //
 // Included by each target's file inside its target region, after all standard
 // headers, so that everything here is compiled for that target. `Target` has
@@ -10,6 +10,7 @@
 //                                out[i] = classes[i] << raw_bits | raw bits,
 //                                at most 7, from raw_bits masks; 64 bytes
 //   look_up(table, bytes)        bytes[i] = table[bytes[i]], 64 bytes
+#pragma once
 
 namespace mlx_entropy::body {
 // Internal to each target: the same name compiled for two targets must not
@@ -23,7 +24,8 @@ class TileReader {
       : matrix_(matrix), header_(matrix.header()) {
     const size_t bytes = kLanes * header_.limits().state_bytes;
     for (int v = 0; v < V; ++v) {
-      tiles_[v] = matrix.container().tile(first_tile + static_cast<uint32_t>(v));
+      tiles_[v] =
+          matrix.container().tile(first_tile + static_cast<uint32_t>(v));
       streams_[v] = tiles_[v].stream;
       if (header_.any_coded()) {
         __builtin_memcpy(states_[v], tiles_[v].states, bytes);
@@ -34,9 +36,8 @@ class TileReader {
   const Tile& tile(int v) const { return tiles_[v]; }
   const uint8_t* stream(int v) const { return streams_[v]; }
   uint32_t state(int v, size_t lane) const {
-    return header_.state_bits == 16
-               ? load<uint16_t>(states_[v] + 2 * lane)
-               : load<uint32_t>(states_[v] + 4 * lane);
+    return header_.state_bits == 16 ? load<uint16_t>(states_[v] + 2 * lane)
+                                    : load<uint32_t>(states_[v] + 4 * lane);
   }
 
   // The classes of the next `steps` steps of a plane, 64 bytes a step.
@@ -81,8 +82,8 @@ void assemble_step(const Plane& plane, const uint8_t* raw,
   // its full width would be undefined.
   const int class_shift = plane.coded() ? raw_bits : 0;
   for (size_t i = 0; i < kLanes; ++i) {
-    values[i] = static_cast<Value>(static_cast<Value>(classes[i])
-                                   << class_shift);
+    values[i] =
+        static_cast<Value>(static_cast<Value>(classes[i]) << class_shift);
   }
   int shift = 0;
   for (; shift + 8 <= raw_bits; shift += 8, raw += kLanes) {
@@ -100,8 +101,8 @@ void assemble_step(const Plane& plane, const uint8_t* raw,
     }
   }
   for (size_t i = 0; i < kLanes; ++i) {
-    out[i] = static_cast<Value>(
-        base + static_cast<Value>(values[i] << plane.shift));
+    out[i] =
+        static_cast<Value>(base + static_cast<Value>(values[i] << plane.shift));
   }
 }
 

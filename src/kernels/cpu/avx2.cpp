@@ -51,9 +51,9 @@ alignas(64) constexpr auto kWordExpansions = make_word_expansions();
 
 MLX_ENTROPY_BEGIN_TARGET("avx2,fma,f16c,bmi,bmi2,popcnt")
 
-#include "kernels/body/tile_reader.h"
-#include "kernels/body/product.h"
 #include "kernels/body/decode.h"
+#include "kernels/body/product.h"
+#include "kernels/body/tile_reader.h"
 
 namespace mlx_entropy {
 namespace {
@@ -86,30 +86,26 @@ struct Lanes16 {
 inline __m256i advance16(Lanes16* x, const Tables16& t) {
   const __m256i low_byte = _mm256_set1_epi16(0xff);
   const __m256i nibble = _mm256_set1_epi8(15);
-  const __m256i slot =
-      _mm256_or_si256(_mm256_and_si256(x->even, low_byte),
-                      _mm256_slli_epi16(x->odd, 8));
-  const __m256i bucket =
-      _mm256_and_si256(_mm256_srli_epi16(slot, 4), nibble);
-  const __m256i own =
-      _mm256_cmpgt_epi8(_mm256_shuffle_epi8(t.divider, bucket),
-                        _mm256_and_si256(slot, nibble));
+  const __m256i slot = _mm256_or_si256(_mm256_and_si256(x->even, low_byte),
+                                       _mm256_slli_epi16(x->odd, 8));
+  const __m256i bucket = _mm256_and_si256(_mm256_srli_epi16(slot, 4), nibble);
+  const __m256i own = _mm256_cmpgt_epi8(_mm256_shuffle_epi8(t.divider, bucket),
+                                        _mm256_and_si256(slot, nibble));
   const __m256i symbol =
       _mm256_blendv_epi8(_mm256_shuffle_epi8(t.symbol[1], bucket),
                          _mm256_shuffle_epi8(t.symbol[0], bucket), own);
   const __m256i rank = _mm256_add_epi8(
-      slot, _mm256_blendv_epi8(_mm256_shuffle_epi8(t.rank_shift[1], bucket),
-                               _mm256_shuffle_epi8(t.rank_shift[0], bucket),
-                               own));
+      slot,
+      _mm256_blendv_epi8(_mm256_shuffle_epi8(t.rank_shift[1], bucket),
+                         _mm256_shuffle_epi8(t.rank_shift[0], bucket), own));
   const __m256i frequency = _mm256_shuffle_epi8(t.frequency, symbol);
-  x->even = _mm256_add_epi16(
-      _mm256_mullo_epi16(_mm256_and_si256(frequency, low_byte),
-                         _mm256_srli_epi16(x->even, 8)),
-      _mm256_and_si256(rank, low_byte));
-  x->odd = _mm256_add_epi16(
-      _mm256_mullo_epi16(_mm256_srli_epi16(frequency, 8),
-                         _mm256_srli_epi16(x->odd, 8)),
-      _mm256_srli_epi16(rank, 8));
+  x->even =
+      _mm256_add_epi16(_mm256_mullo_epi16(_mm256_and_si256(frequency, low_byte),
+                                          _mm256_srli_epi16(x->even, 8)),
+                       _mm256_and_si256(rank, low_byte));
+  x->odd = _mm256_add_epi16(_mm256_mullo_epi16(_mm256_srli_epi16(frequency, 8),
+                                               _mm256_srli_epi16(x->odd, 8)),
+                            _mm256_srli_epi16(rank, 8));
   return symbol;
 }
 
@@ -138,13 +134,12 @@ inline void refill16(__m256i* a, __m256i* b, const uint8_t** stream) {
   // half, b's high half.
   const auto mask = static_cast<uint32_t>(
       _mm256_movemask_epi8(_mm256_packs_epi16(low_a, low_b)));
-  const __m256i bytes_a =
-      expand_bytes(stream, mask & 255, mask >> 16 & 255);
+  const __m256i bytes_a = expand_bytes(stream, mask & 255, mask >> 16 & 255);
   const __m256i bytes_b = expand_bytes(stream, mask >> 8 & 255, mask >> 24);
-  *a = _mm256_or_si256(
-      _mm256_blendv_epi8(*a, _mm256_slli_epi16(*a, 8), low_a), bytes_a);
-  *b = _mm256_or_si256(
-      _mm256_blendv_epi8(*b, _mm256_slli_epi16(*b, 8), low_b), bytes_b);
+  *a = _mm256_or_si256(_mm256_blendv_epi8(*a, _mm256_slli_epi16(*a, 8), low_a),
+                       bytes_a);
+  *b = _mm256_or_si256(_mm256_blendv_epi8(*b, _mm256_slli_epi16(*b, 8), low_b),
+                       bytes_b);
 }
 
 // 32 natural lanes, as two registers of 16, to even and odd lanes.
@@ -170,23 +165,22 @@ inline void merge_lanes(const Lanes16& x, uint8_t* states) {
 inline __m256i step32(__m256i x, const uint8_t** stream, const uint32_t* slots,
                       uint8_t* out) {
   const __m256i field = _mm256_set1_epi32(4095);
-  const __m256i entry =
-      _mm256_i32gather_epi32(reinterpret_cast<const int*>(slots),
-                             _mm256_and_si256(x, field), 4);
+  const __m256i entry = _mm256_i32gather_epi32(
+      reinterpret_cast<const int*>(slots), _mm256_and_si256(x, field), 4);
   const __m256i top_bytes = _mm256_setr_epi8(
       3, 7, 11, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 3, 7, 11,
       15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
   const __m256i symbols = _mm256_shuffle_epi8(entry, top_bytes);
   store(out, static_cast<uint32_t>(
                  _mm_cvtsi128_si32(_mm256_castsi256_si128(symbols))));
-  store(out + 4, static_cast<uint32_t>(_mm_cvtsi128_si32(
-                     _mm256_extracti128_si256(symbols, 1))));
+  store(out + 4, static_cast<uint32_t>(
+                     _mm_cvtsi128_si32(_mm256_extracti128_si256(symbols, 1))));
   x = _mm256_add_epi32(
       _mm256_mullo_epi32(_mm256_and_si256(_mm256_srli_epi32(entry, 12), field),
                          _mm256_srli_epi32(x, 12)),
       _mm256_and_si256(entry, field));
-  const __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16),
-                                         _mm256_setzero_si256());
+  const __m256i low =
+      _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
   const auto mask =
       static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(low)));
   const __m256i words = _mm256_cvtepu16_epi32(
@@ -194,15 +188,15 @@ inline __m256i step32(__m256i x, const uint8_t** stream, const uint32_t* slots,
   const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(
       reinterpret_cast<const __m128i*>(kWordExpansions[mask].data())));
   *stream += 2 * _mm_popcnt_u32(mask);
-  const __m256i refilled =
-      _mm256_or_si256(_mm256_slli_epi32(x, 16),
-                      _mm256_permutevar8x32_epi32(words, order));
+  const __m256i refilled = _mm256_or_si256(
+      _mm256_slli_epi32(x, 16), _mm256_permutevar8x32_epi32(words, order));
   return _mm256_blendv_epi8(x, refilled, low);
 }
 
 struct Avx2 {
   using Float = __m256;
   static constexpr size_t kWidth = 8;
+  static constexpr int kMaxStreams = 4;
   static constexpr size_t kPanelCols = 2;
 
   static Float zero() { return _mm256_setzero_ps(); }
@@ -214,8 +208,8 @@ struct Avx2 {
     return _mm256_fmadd_ps(a, b, c);
   }
   static float sum(Float a) {
-    const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a),
-                                   _mm256_extractf128_ps(a, 1));
+    const __m128 half =
+        _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
   }
@@ -226,8 +220,8 @@ struct Avx2 {
 
   // Bytes that are all ones where the 32 bits of the mask are set.
   static __m256i spread32(uint32_t mask) {
-    const __m256i bit = _mm256_set1_epi64x(
-        static_cast<long long>(0x8040201008040201));
+    const __m256i bit =
+        _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
     const __m256i select = _mm256_setr_epi64x(
         0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i all = _mm256_set1_epi32(static_cast<int>(mask));
@@ -254,7 +248,8 @@ struct Avx2 {
               reinterpret_cast<const __m256i*>(classes + 32 * half)),
           raw_bits);
       for (int bit = 0; bit < raw_bits; ++bit) {
-        const __m256i set = spread32(mlx_entropy::load<uint32_t>(raw + 8 * bit + 4 * half));
+        const __m256i set =
+            spread32(mlx_entropy::load<uint32_t>(raw + 8 * bit + 4 * half));
         value = _mm256_or_si256(
             value, _mm256_and_si256(
                        set, _mm256_set1_epi8(static_cast<char>(1 << bit))));
@@ -279,10 +274,9 @@ struct Avx2 {
       x[v][1] = split_lanes(states[v] + 64);
     }
     for (size_t step = 0; step < steps; ++step) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        auto* const to =
-            reinterpret_cast<__m256i*>(out[v] + step * kLanes);
+        auto* const to = reinterpret_cast<__m256i*>(out[v] + step * kLanes);
         _mm256_storeu_si256(to, advance16(&x[v][0], tables));
         _mm256_storeu_si256(to + 1, advance16(&x[v][1], tables));
         refill16(&x[v][0].even, &x[v][1].even, &streams[v]);
@@ -305,8 +299,8 @@ struct Avx2 {
       for (int i = 0; i < 8; ++i) x[i] = _mm256_load_si256(state + i);
       for (size_t step = 0; step < steps; ++step) {
         for (int i = 0; i < 8; ++i) {
-          x[i] = step32(x[i], &streams[v], slots,
-                        out[v] + step * kLanes + 8 * i);
+          x[i] =
+              step32(x[i], &streams[v], slots, out[v] + step * kLanes + 8 * i);
         }
       }
       for (int i = 0; i < 8; ++i) _mm256_store_si256(state + i, x[i]);
@@ -314,7 +308,7 @@ struct Avx2 {
   }
 };
 
-const KernelTable kTable = {"avx2", body::product<Avx2>,
+const KernelTable kTable = {"avx2", Avx2::kMaxStreams, body::product<Avx2>,
                             body::decode_tile<Avx2>, body::check_tile<Avx2>};
 
 }  // namespace

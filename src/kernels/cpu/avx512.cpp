@@ -16,9 +16,9 @@ MLX_ENTROPY_BEGIN_TARGET(
     "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,"
     "avx512vbmi,avx512vbmi2")
 
-#include "kernels/body/tile_reader.h"
-#include "kernels/body/product.h"
 #include "kernels/body/decode.h"
+#include "kernels/body/product.h"
+#include "kernels/body/tile_reader.h"
 
 namespace mlx_entropy {
 namespace {
@@ -49,40 +49,39 @@ struct Lanes16 {
   __m512i even, odd;
 };
 
-// Shifts a byte of the stream into each lane below 256, in lane order.
+// Shifts a byte of the stream into each lane below 256, in lane order. Bytes
+// are widened before they are expanded, which takes the widening out of the
+// chain from one step to the next.
 inline __m512i refill16(__m512i x, const uint8_t** stream) {
+  const __m512i bytes = _mm512_cvtepu8_epi16(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(*stream)));
   const __mmask32 low = _mm512_cmplt_epu16_mask(x, _mm512_set1_epi16(256));
-  const __m256i bytes = _mm256_maskz_expand_epi8(
-      low, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(*stream)));
   *stream += _mm_popcnt_u32(low);
   return _mm512_or_si512(_mm512_mask_slli_epi16(x, low, x, 8),
-                         _mm512_cvtepu8_epi16(bytes));
+                         _mm512_maskz_expand_epi16(low, bytes));
 }
 
 // One step: returns 64 symbols in lane order.
 inline __m512i step16(Lanes16* x, const uint8_t** stream, const Tables16& t) {
   const __m512i low_byte = _mm512_set1_epi16(0xff);
   const __m512i nibble = _mm512_set1_epi8(15);
-  const __m512i slot = _mm512_mask_blend_epi8(
-      0xaaaaaaaaaaaaaaaa, x->even, _mm512_slli_epi16(x->odd, 8));
-  const __m512i bucket =
-      _mm512_and_si512(_mm512_srli_epi16(slot, 4), nibble);
-  const __mmask64 aliased =
-      _mm512_cmpge_epu8_mask(_mm512_and_si512(slot, nibble),
-                             _mm512_shuffle_epi8(t.divider, bucket));
+  const __m512i slot = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, x->even,
+                                              _mm512_slli_epi16(x->odd, 8));
+  const __m512i bucket = _mm512_and_si512(_mm512_srli_epi16(slot, 4), nibble);
+  const __mmask64 aliased = _mm512_cmpge_epu8_mask(
+      _mm512_and_si512(slot, nibble), _mm512_shuffle_epi8(t.divider, bucket));
   const __m512i entry =
       _mm512_mask_add_epi8(bucket, aliased, bucket, _mm512_set1_epi8(16));
   const __m512i frequency = _mm512_permutexvar_epi8(entry, t.frequency);
-  const __m512i rank = _mm512_add_epi8(
-      slot, _mm512_permutexvar_epi8(entry, t.rank_shift));
-  x->even = _mm512_add_epi16(
-      _mm512_mullo_epi16(_mm512_and_si512(frequency, low_byte),
-                         _mm512_srli_epi16(x->even, 8)),
-      _mm512_and_si512(rank, low_byte));
-  x->odd = _mm512_add_epi16(
-      _mm512_mullo_epi16(_mm512_srli_epi16(frequency, 8),
-                         _mm512_srli_epi16(x->odd, 8)),
-      _mm512_srli_epi16(rank, 8));
+  const __m512i rank =
+      _mm512_add_epi8(slot, _mm512_permutexvar_epi8(entry, t.rank_shift));
+  x->even =
+      _mm512_add_epi16(_mm512_mullo_epi16(_mm512_and_si512(frequency, low_byte),
+                                          _mm512_srli_epi16(x->even, 8)),
+                       _mm512_and_si512(rank, low_byte));
+  x->odd = _mm512_add_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(frequency, 8),
+                                               _mm512_srli_epi16(x->odd, 8)),
+                            _mm512_srli_epi16(rank, 8));
   x->even = refill16(x->even, stream);
   x->odd = refill16(x->odd, stream);
   return _mm512_permutexvar_epi8(entry, t.symbol);
@@ -130,8 +129,7 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
       _mm512_mullo_epi32(_mm512_and_si512(_mm512_srli_epi32(entry, 12), field),
                          _mm512_srli_epi32(x, 12)),
       _mm512_and_si512(entry, field));
-  const __mmask16 low =
-      _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(1 << 16));
+  const __mmask16 low = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(1 << 16));
   const __m256i words = _mm256_maskz_expand_epi16(
       low, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(*stream)));
   *stream += 2 * _mm_popcnt_u32(low);
@@ -142,6 +140,7 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
 struct Avx512 {
   using Float = __m512;
   static constexpr size_t kWidth = 16;
+  static constexpr int kMaxStreams = 8;
   static constexpr size_t kPanelCols = 4;
 
   static Float zero() { return _mm512_setzero_ps(); }
@@ -165,8 +164,8 @@ struct Avx512 {
   static void join_bits(const uint8_t* classes, const uint8_t* raw,
                         int raw_bits, uint8_t* out) {
     // Classes are at most 255 >> raw_bits, so no bit crosses a byte.
-    __m512i value = _mm512_slli_epi16(
-        _mm512_loadu_si512(classes), static_cast<unsigned>(raw_bits));
+    __m512i value = _mm512_slli_epi16(_mm512_loadu_si512(classes),
+                                      static_cast<unsigned>(raw_bits));
     for (int bit = 0; bit < raw_bits; ++bit) {
       value = _mm512_mask_add_epi8(
           value, mlx_entropy::load<uint64_t>(raw + 8 * bit), value,
@@ -177,14 +176,12 @@ struct Avx512 {
 
   static void look_up(const uint8_t* table, uint8_t* bytes) {
     const __m512i index = _mm512_load_si512(bytes);
-    const __m512i low =
-        _mm512_permutex2var_epi8(_mm512_load_si512(table), index,
-                                 _mm512_load_si512(table + 64));
-    const __m512i high =
-        _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), index,
-                                 _mm512_load_si512(table + 192));
-    _mm512_store_si512(bytes, _mm512_mask_blend_epi8(
-                                  _mm512_movepi8_mask(index), low, high));
+    const __m512i low = _mm512_permutex2var_epi8(
+        _mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+    const __m512i high = _mm512_permutex2var_epi8(
+        _mm512_load_si512(table + 128), index, _mm512_load_si512(table + 192));
+    _mm512_store_si512(
+        bytes, _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
   }
 
   template <int V>
@@ -201,7 +198,7 @@ struct Avx512 {
       to[v] = out[v];
     }
     for (size_t step = 0; step < steps; ++step) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         _mm512_storeu_si512(to[v] + step * kLanes,
                             step16(&x[v], &p[v], tables));
@@ -227,9 +224,9 @@ struct Avx512 {
         for (int i = 0; i < 4; ++i) {
           __m128i symbols;
           x[i] = step32(x[i], &p, slots, &symbols);
-          _mm_storeu_si128(reinterpret_cast<__m128i*>(
-                               out[v] + step * kLanes + 16 * i),
-                           symbols);
+          _mm_storeu_si128(
+              reinterpret_cast<__m128i*>(out[v] + step * kLanes + 16 * i),
+              symbols);
         }
       }
       for (int i = 0; i < 4; ++i) {
@@ -240,8 +237,8 @@ struct Avx512 {
   }
 };
 
-const KernelTable kTable = {"avx512", body::product<Avx512>,
-                            body::decode_tile<Avx512>,
+const KernelTable kTable = {"avx512", Avx512::kMaxStreams,
+                            body::product<Avx512>, body::decode_tile<Avx512>,
                             body::check_tile<Avx512>};
 
 }  // namespace

@@ -8,9 +8,9 @@
 #include "codec/rans/decode.h"
 #include "kernels/kernels.h"
 
-#include "kernels/body/tile_reader.h"
-#include "kernels/body/product.h"
 #include "kernels/body/decode.h"
+#include "kernels/body/product.h"
+#include "kernels/body/tile_reader.h"
 
 namespace mlx_entropy {
 namespace {
@@ -18,6 +18,7 @@ namespace {
 struct Scalar {
   using Float = float;
   static constexpr size_t kWidth = 1;
+  static constexpr int kMaxStreams = 1;
   static constexpr size_t kPanelCols = 2;
 
   static Float zero() { return 0.0f; }
@@ -83,9 +84,9 @@ struct Scalar {
 }  // namespace
 
 const KernelTable& scalar_kernels() {
-  static constexpr KernelTable table = {"scalar", body::product<Scalar>,
-                                        body::decode_tile<Scalar>,
-                                        body::check_tile<Scalar>};
+  static constexpr KernelTable table = {
+      "scalar", Scalar::kMaxStreams, body::product<Scalar>,
+      body::decode_tile<Scalar>, body::check_tile<Scalar>};
   return table;
 }
 

@@ -22,33 +22,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import _ext
+from .model_format import CODED, Config, check_format, full_name, marked_config
 from .nn.coded import EntropyCoded
 from .nn.embedding import EntropyCodedEmbedding
 from .nn.linear import EntropyCodedLinear
 from .nn.swap import module_at, replace_module
 
-Config = dict[str, Any]
 Classes = tuple[type[nn.Module], type]
-
-CONFIG_KEY = "mlx_entropy"
-FORMAT_VERSION = 1
-"""Newest ``config["mlx_entropy"]["format_version"]`` that is understood."""
-
-MODEL_FILE_SOURCE = '''\
-"""Lets mlx-lm load this model when it is told to trust remote code."""
-
-import json
-from pathlib import Path
-
-try:
-    from mlx_entropy.load import model_classes
-except ModuleNotFoundError as error:
-    raise ImportError("to load this model: pip install mlx-entropy") from error
-
-_config = Path(__file__).with_name("config.json").read_text("utf-8")
-Model, ModelArgs = model_classes(json.loads(_config))
-'''
-"""Text of the file that ``config["model_file"]`` names."""
 
 _SUFFIX = ".coded"
 _lock = threading.Lock()
@@ -99,23 +79,6 @@ def unregister() -> None:
         was_registered, _registered = _registered, False
         if was_registered and not _loading:
             _uninstall()
-
-
-def check_format(config: Config) -> None:
-    """ValueError unless the config is of a format that this package reads."""
-    entry = config.get(CONFIG_KEY)
-    version = entry.get("format_version") if isinstance(entry, dict) else None
-    if type(version) is not int or version < 1:
-        raise ValueError(
-            f"config.json: {CONFIG_KEY} must have a positive integer "
-            f"format_version, got {entry!r}"
-        )
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"the model has format version {version}, newer than the "
-            f"{FORMAT_VERSION} that this mlx-entropy reads: "
-            "pip install --upgrade mlx-entropy"
-        )
 
 
 def model_classes(
@@ -249,16 +212,6 @@ def _swap(
     replace_module(model, path, layer)
 
 
-def _read_marked_config(path: str | Path) -> Config | None:
-    """config.json of a converted model, else None."""
-    try:
-        config = json.loads((Path(path) / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None  # mlx-lm has the better message
-    marked = isinstance(config, dict) and CONFIG_KEY in config
-    return config if marked else None
-
-
 def _wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
     """`mlx_lm.utils.load_model` that also understands converted models."""
 
@@ -266,7 +219,7 @@ def _wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
     def load_model(
         model_path: Path, *args: Any, **kwargs: Any
     ) -> tuple[nn.Module, Config]:
-        config = _read_marked_config(model_path)
+        config = marked_config(model_path)
         # Somebody's wrapper around this one may outlive `unregister`.
         if config is None or not (_registered or _loading):
             return stock(model_path, *args, **kwargs)

@@ -17,14 +17,19 @@ import mlx.core as mx
 from ._version import version
 from .coding import ConvertedTensor, ModuleRecord, code_module
 from .destination import JOURNAL, Destination
-from .load import CONFIG_KEY, FORMAT_VERSION, MODEL_FILE_SOURCE
+from .model_format import (
+    CODED,
+    CONFIG_KEY,
+    FORMAT_VERSION,
+    MODEL_FILE,
+    MODEL_FILE_SOURCE,
+    full_name,
+)
 from .progress import Progress, ProgressCallback
 from .shards import Shard, ShardWriter, header_room, plan_shards, read_header
 from .sources import open_source
 from .sources.base import Module, Source, SourceError
 from .tensors import bits_per_weight
-
-MODEL_FILE = "mlx_entropy_model.py"
 
 # Bytes of the source a shard. Memory does not depend on it, since tensors
 # are written as they are coded; an interruption loses at most one shard.
@@ -220,7 +225,7 @@ class _Conversion:
             raise SourceError(f"{self.source.name} changed while it was read")
         tensors, record = code_module(module, self.source.config)
         for name, array in tensors.items():
-            writer.add(f"{module.path}.{name}" if module.path else name, array)
+            writer.add(full_name(module.path, name), array)
         self._count(record)
 
     def _write_small_files(self) -> None:
