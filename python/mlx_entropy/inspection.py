@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _ext
+from .coding import raw_reason
+from .model_format import CODED, full_name
 from .progress import Progress, ProgressCallback
-from .shards import StoredTensor
-from .stored import CODED, StoredModel
+from .sources.safetensors_file import StoredTensor
+from .stored import StoredModel
 from .tensors import bits_per_weight, dtype_name, dtype_named
 
 # Planes whose values are the weights themselves.
@@ -152,7 +154,7 @@ class _Names:
         return rows
 
     def _stored(self, path: str, name: str) -> tuple[str, StoredTensor]:
-        full = f"{path}.{name}" if path else name
+        full = full_name(path, name)
         return full, self._model.tensors[full]
 
     def _coded(self, path: str) -> InspectedTensor:
@@ -201,7 +203,7 @@ class _Names:
             shape,
             sum(tensor.nbytes for tensor in stored),
             layout,
-            raw.get("reason", _plain_reason(shape)),
+            raw.get("reason", raw_reason(len(shape))),
         )
 
     def _quantization(self, path: str) -> dict[str, Any]:
@@ -217,14 +219,8 @@ class _Names:
             stored.shape,
             stored.nbytes,
             _plain_layout(stored),
-            _plain_reason(stored.shape),
+            raw_reason(len(stored.shape)),
         )
-
-
-def _plain_reason(shape: tuple[int, ...]) -> str:
-    if len(shape) < 2:
-        return f"{len(shape)}-D tensor"
-    return "not a linear or embedding layer"
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ checkpoint before strict loading. `model_classes` makes a subclass of the stock
 class whose ``sanitize`` also swaps in a coded layer for every ``<path>.coded``
 tensor. The subclass gets to mlx-lm in one of two ways: `register` wraps
 ``mlx_lm.utils.load_model``, or the model directory carries
-`MODEL_FILE_SOURCE`, which mlx-lm runs when told to trust remote code.
+`model_format.MODEL_FILE_SOURCE`, which mlx-lm runs when told to trust remote code.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import _ext
-from .model_format import CODED, Config, check_format, full_name, marked_config
+from .model_format import CODED, Config, check_format, marked_config
 from .nn.coded import EntropyCoded
 from .nn.embedding import EntropyCodedEmbedding
 from .nn.linear import EntropyCodedLinear
@@ -30,7 +29,7 @@ from .nn.swap import module_at, replace_module
 
 Classes = tuple[type[nn.Module], type]
 
-_SUFFIX = ".coded"
+_SUFFIX = f".{CODED}"
 _lock = threading.Lock()
 _registered = False
 _loading = 0

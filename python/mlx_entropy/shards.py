@@ -1,4 +1,4 @@
-"""Planning, writing and reading the safetensors files of a model."""
+"""Planning and writing the safetensors files of a model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from .sources.base import Layout, SourceError
+from .sources.base import Layout
+from .sources.safetensors_file import LENGTH_BYTES
 from .tensors import DTYPE_NAMES, as_bytes
 
 # The first tensor starts on a cache line; coded sizes do not keep that up.
 _ALIGNMENT = 64
-_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -30,21 +29,6 @@ class Shard:
     file: str
     paths: tuple[str, ...]
     nbytes: int
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies: bytes `[start, stop)` of the data of `file`."""
-
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start
 
 
 def plan_shards(layout: Iterable[Layout], shard_bytes: int) -> list[Shard]:
@@ -100,7 +84,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, room: int) -> None:
         self.path = path
-        self._data_start = _round_up(_LENGTH_BYTES + room)
+        self._data_start = _round_up(LENGTH_BYTES + room)
         self._entries: dict[str, Any] = {}
         self._offset = 0
         self._file = open(path, "wb")  # noqa: SIM115
@@ -126,11 +110,11 @@ class ShardWriter:
         """Write the header and wait until the disk has everything."""
         content = {"__metadata__": {"format": "mlx"}, **self._entries}
         header = json.dumps(content, separators=(",", ":")).encode()
-        if _LENGTH_BYTES + len(header) > self._data_start:
-            self._move_data(_round_up(_LENGTH_BYTES + len(header)))
-        room = self._data_start - _LENGTH_BYTES
+        if LENGTH_BYTES + len(header) > self._data_start:
+            self._move_data(_round_up(LENGTH_BYTES + len(header)))
+        room = self._data_start - LENGTH_BYTES
         self._file.seek(0)
-        self._file.write(room.to_bytes(_LENGTH_BYTES, "little"))
+        self._file.write(room.to_bytes(LENGTH_BYTES, "little"))
         self._file.write(header.ljust(room))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -167,45 +151,3 @@ class ShardWriter:
 
 def _round_up(nbytes: int) -> int:
     return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-
-
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name, without their data.
-
-    SourceError if the file is missing, cut short or no safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if length > min(size, _MAX_HEADER_BYTES):
-                raise SourceError(f"{path}: not a safetensors file")
-            header = json.loads(file.read(length))
-            data_bytes = size - _LENGTH_BYTES - length
-            return _entries(path, header, data_bytes)
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{path}: damaged safetensors header") from error
-
-
-def _entries(
-    path: Path, header: dict[str, Any], data_bytes: int
-) -> dict[str, StoredTensor]:
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, stop = entry["data_offsets"]
-        if not 0 <= start <= stop <= data_bytes:
-            raise SourceError(
-                f"{path}: cut short: {name} needs {stop} bytes of data, "
-                f"the file has {data_bytes}"
-            )
-        shape = tuple(entry["shape"])
-        found[name] = StoredTensor(
-            path.name, entry["dtype"], shape, start, stop
-        )
-    return found

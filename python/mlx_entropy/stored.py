@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 
 from .model_format import CONFIG_KEY, check_format, marked_config
-from .shards import StoredTensor, read_header
 from .sources.base import SourceError
+from .sources.safetensors_file import StoredTensor, read_header
 
 
 class StoredModel:

@@ -23,6 +23,9 @@ DTYPE_NAMES: dict[mx.Dtype, str] = {
     mx.int64: "I64",
 }
 
+# The types of weights that can be coded.
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
 _UNSIGNED: dict[int, mx.Dtype] = {
     1: mx.uint8,
     2: mx.uint16,

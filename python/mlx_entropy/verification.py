@@ -9,10 +9,11 @@ from typing import Any
 import mlx.core as mx
 
 from . import _ext
+from .model_format import CODED, full_name
 from .progress import Progress, ProgressCallback
 from .sources import open_source
 from .sources.base import Module, Source
-from .stored import CODED, StoredModel
+from .stored import StoredModel
 from .tensors import as_bits, dtype_name
 
 
@@ -112,11 +113,10 @@ class _Verification:
         self._mismatches.append(Mismatch(name, problem))
 
     def _check(self, module: Module) -> None:
-        prefix = f"{module.path}." if module.path else ""
         self._tensors += len(module.tensors)
         self._nbytes += module.nbytes
         decoded: dict[str, mx.array] = {}
-        coded = prefix + CODED
+        coded = full_name(module.path, CODED)
         if coded in self._unclaimed and CODED not in module.tensors:
             self._unclaimed.discard(coded)
             try:
@@ -125,7 +125,9 @@ class _Verification:
                 self._note(coded, str(error))
                 return
         for name, expected in module.tensors.items():
-            self._check_tensor(prefix + name, expected, decoded.get(name))
+            self._check_tensor(
+                full_name(module.path, name), expected, decoded.get(name)
+            )
 
     def _decode(self, name: str) -> dict[str, mx.array]:
         coded = self.model.load(name)

@@ -270,6 +270,7 @@ Status Container::check_tile(uint32_t index) const {
   if (size < needed) return bad("truncated");
   if (!header_.any_coded() && size != needed) return bad("trailing bytes");
   const Tile view = tile(index);
+  if (header_.any_coded() && !states_in_range(view)) return bad("lane state");
   for (size_t i = 0; i < n_planes; ++i) {
     const TilePlane& plane = view.planes[i];
     const uint64_t limit = uint64_t{1} << header_.value_bits(header_.planes[i]);
@@ -284,6 +285,17 @@ Status Container::check_tile(uint32_t index) const {
     }
   }
   return {};
+}
+
+bool Container::states_in_range(const Tile& tile) const {
+  const CoderLimits& limits = header_.limits();
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const uint8_t* const p = tile.states + lane * limits.state_bytes;
+    const uint32_t state =
+        limits.state_bytes == 2 ? load<uint16_t>(p) : load<uint32_t>(p);
+    if (state < limits.initial_state) return false;
+  }
+  return true;
 }
 
 Tile Container::tile(uint32_t index) const {

@@ -111,6 +111,7 @@ class Container {
   Status check_geometry() const;
   Status check_tiles() const;
   Status check_tile(uint32_t index) const;
+  bool states_in_range(const Tile& tile) const;
   const uint8_t* tile_begin(uint32_t index) const {
     return data_ + load<uint64_t>(data_ + tile_table_ + 8 * size_t{index});
   }

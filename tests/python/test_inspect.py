@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny
 from mlx_entropy.conversion import convert
 from mlx_entropy.inspection import inspect
-from mlx_entropy.shards import read_header
+from mlx_entropy.sources.safetensors_file import read_header
 from mlx_entropy.sources.base import SourceError
 
 
@@ -84,13 +84,14 @@ def test_raw_weights_say_why(tmp_path: Path) -> None:
     report = inspect(out)
     rows = {row.name: row for row in report.tensors}
     head = rows["lm_head.weight"]
-    assert (head.scheme, head.reason) == ("mxfp4", "mode mxfp4")
-    assert head.bits_per_weight == 4.25
+    assert (head.scheme, head.reason) == ("mxfp4", "mode mxfp4 is not affine")
+    assert (head.kind, head.bits_per_weight) == ("linear", 4.25)
     assert head.shape == (tiny.VOCABULARY, tiny.HIDDEN)
     embedding = rows["model.embed_tokens.weight"]
     assert embedding.reason == "not smaller coded"
     assert (embedding.kind, embedding.bits_per_weight) == ("embedding", 4.5)
     assert report.embedding.entropy_bits is None
+    assert report.linear.tensors == 15
     assert "model.embed_tokens.scales" not in rows
 
 

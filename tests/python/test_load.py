@@ -18,11 +18,11 @@ from mlx_lm.models import llama
 import mlx_entropy
 from helpers.tiny import write_tokenizer
 from mlx_entropy import EntropyCodedEmbedding, EntropyCodedLinear
-from mlx_entropy.loading import (
+from mlx_entropy.loading import model_classes
+from mlx_entropy.model_format import (
     CONFIG_KEY,
     FORMAT_VERSION,
     MODEL_FILE_SOURCE,
-    model_classes,
 )
 
 CONFIG = {

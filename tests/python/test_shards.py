@@ -7,8 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_entropy.shards import ShardWriter, plan_shards, read_header
+from mlx_entropy.shards import ShardWriter, plan_shards
 from mlx_entropy.sources.base import Layout, SourceError
+from mlx_entropy.sources.safetensors_file import read_header
 
 
 def test_plan_fills_shards_in_order() -> None:

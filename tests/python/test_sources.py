@@ -708,11 +708,27 @@ def test_directory_layout_matches_the_modules(tmp_path: Path) -> None:
     assert [m.path for m in source.modules(skip=skipped)] == [found[-1][0]]
 
 
-def test_directory_other_modes_are_not_for_coding(tmp_path: Path) -> None:
-    write_directory(tmp_path, 4, "mxfp4")
+@pytest.mark.parametrize(
+    ("mode", "bits", "group_size"),
+    [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)],
+)
+def test_directory_other_modes_are_described(
+    tmp_path: Path, mode: str, bits: int, group_size: int
+) -> None:
+    write_directory(tmp_path, bits, mode)
     modules = {m.path: m for m in open_source(tmp_path).modules()}
-    module = modules["model.layers.0.mlp.up_proj"]
-    assert module.kind == "other" and module.quantization is None
+    kinds = {
+        "model.layers.0.mlp.up_proj": "linear",
+        "model.embed_tokens": "embedding",
+    }
+    for path, kind in kinds.items():
+        assert modules[path].kind == kind
+        assert modules[path].quantization == {
+            "group_size": group_size,
+            "bits": bits,
+            "mode": mode,
+        }
+    assert modules["model.norm"].quantization is None
 
 
 def test_directory_with_mixed_bits(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def read_header(data):
         return h
     check(h.group_size == 0, "group size without groups")
     if h.scheme == "float":
-        check(h.width > 0 and h.bits == h.width, "bits are not the float type's")
+        check(h.width > 0 and h.bits == h.width, "float type and bits")
     else:
         check(h.width == 0 and h.bits == 8, "bad symbol type")
     return h
@@ -180,10 +180,10 @@ class Lanes:
         check(done, f"{self.name}: stream does not decode: wrong end")
 
 
-def read_raw_bits(reader, raw_bits, steps):
-    whole, rest = divmod(raw_bits, 8)
-    data = reader.take(steps * (64 * whole + 8 * rest))
-    data = np.frombuffer(data, "u1").reshape(steps, 64 * whole + 8 * rest)
+def read_raw_bits(reader, plane, steps):
+    whole, rest = divmod(plane.raw_bits, 8)
+    size = 64 * whole + 8 * rest
+    data = np.frombuffer(reader.take(steps * size), "u1").reshape(steps, size)
     raw = np.zeros((steps, 64), np.int64)
     for byte in range(whole):
         raw |= data[:, 64 * byte :][:, :64].astype(np.int64) << 8 * byte
@@ -200,7 +200,7 @@ def decode_tile(data, name, planes, h, rows):
     states = reader.integers(64 * coded, f"<u{h.state_bits // 8}")
     sizes = [rows * h.cols // p.group for p in planes]
     steps = [-(-size // 64) for size in sizes]
-    raw = [read_raw_bits(reader, planes[i].raw_bits, n) for i, n in enumerate(steps)]
+    raw = [read_raw_bits(reader, p, steps[i]) for i, p in enumerate(planes)]
     exceptions = [reader.integers(2 * n, "<u4").reshape(-1, 2) for n in counts]
     stream, values = data[reader.at :], []
     check(coded or not stream, f"{name}: trailing bytes")
@@ -209,9 +209,12 @@ def decode_tile(data, name, planes, h, rows):
         index = raw[i]
         if p.classes > 1:
             index = lanes.decode(p, steps[i]) << p.raw_bits | index
-        value = p.palette[index] if p.has_palette else p.base + (index << p.shift)
+        value = p.base + (index << p.shift)
+        if p.has_palette:
+            value = p.palette[index]
         at, real = exceptions[i].T
-        check((np.diff(at, append=sizes[i]) > 0).all(), f"{name}: exception index")
+        rising = (np.diff(at, append=sizes[i]) > 0).all()
+        check(rising, f"{name}: exception index")
         check((real < 1 << p.width).all(), f"{name}: exception value")
         value[at] = real
         values.append(value[: sizes[i]].reshape(rows, -1))
@@ -228,15 +231,16 @@ def predicted_biases(scales, offsets, corrections, h):
     if half:
         scale = scales.astype("u2").view(np.float16).astype(np.float32)
     with np.errstate(all="ignore"):
-        p = scale * k
-        p = (p.astype(np.float16).view("u2") if half else p.view("u4")) + np.int64()
+        p = (scale * k).astype(np.float16 if half else np.float32)
+    p = p.view("u2" if half else "u4").astype(np.int64)
     if h.float_type == "bfloat16":  # to nearest, ties to even
         p = p + 0x7FFF + (p >> 16 & 1) >> 16
     quiet = {"float32": 1 << 22, "float16": 1 << 9, "bfloat16": 1 << 6}
     p = np.where(np.isnan(scale), scales | quiet[h.float_type], p)
     p = np.where(k == 0, 0, p)
     ordered = np.where(p & sign, -1 - (p & (sign - 1)), p)
-    ordered = (ordered + corrections - (1 << 31)).astype("u4").view("i4")
+    ordered += corrections - (1 << 31)
+    ordered = ordered.astype("u4").view("i4").astype(np.int64)
     magnitude = np.where(ordered < 0, -1 - ordered, ordered) & (sign - 1)
     return np.where(ordered < 0, magnitude | sign, magnitude)
 
@@ -265,7 +269,7 @@ def decode(data):
         rows = min(h.tile_rows, h.rows - t * h.tile_rows)
         tile = data[offsets[t] : offsets[t + 1]]
         tiles.append(decode_tile(tile, f"tile {t}", planes, h, rows))
-    out = {k: np.vstack([tile[i] for tile in tiles]) for i, k in enumerate(kinds)}
+    out = {k: np.vstack([t[i] for t in tiles]) for i, k in enumerate(kinds)}
     for kind in {"scales", "biases", "floats"} & out.keys():
         out[kind] = out[kind] >> 1 | (out[kind] & 1) << (h.width - 1)
     if "offsets" in out:

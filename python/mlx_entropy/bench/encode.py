@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
 from .. import _ext
-from ..tensors import as_bytes, bits_per_weight
+from ..tensors import as_bytes, bits_per_weight, dtype_name
 from .report import Report, Result, make_report
 from .timing import interleave, settings
-
-_FLOATS = {"bfloat16": mx.bfloat16, "float16": mx.float16}
 
 # The strongest general-purpose coder that every Python has, at its fastest.
 _ZLIB_LEVEL = 1
@@ -35,10 +34,9 @@ def bench_encode(
     Each with one thread and with `threads` (all cores if None).
     """
     dense = mx.random.normal((rows, cols), key=mx.random.key(0))
-    parts = mx.quantize(dense.astype(mx.float16), group_size, bits)
-    sources = [_Weights(f"affine {bits} bits", parts, (group_size, bits))]
-    for name, dtype in _FLOATS.items():
-        sources.append(_Weights(name, (dense.astype(dtype),)))
+    sources = [_quantized(dense.astype(mx.float16), group_size, bits)]
+    for dtype in (mx.bfloat16, mx.float16):
+        sources.append(_floats(dense.astype(dtype)))
     del dense
     with settings(threads, target):
         results: list[Report] = []
@@ -61,29 +59,21 @@ class _Weights:
         self,
         name: str,
         arrays: tuple[mx.array, ...],
-        quantization: tuple[int, int] | None = None,
+        encode: Callable[[], mx.array],
+        decode: Callable[[mx.array], Any],
     ) -> None:
-        mx.eval(arrays)
         self.name = name
-        self._arrays = arrays
-        self._quantization = quantization
         self.plain = b"".join(as_bytes(array) for array in arrays)
         self.packed = zlib.compress(self.plain, _ZLIB_LEVEL)
-        self.coded = self.encode()
+        self.coded = encode()
+        self._encode = encode
+        self._decode = decode
 
-    def encode(self) -> mx.array:
-        if self._quantization is None:
-            coded = _ext.encode_float(*self._arrays)
-        else:
-            coded = _ext.encode_affine(*self._arrays, *self._quantization)
-        mx.eval(coded)
-        return coded
+    def encode(self) -> None:
+        mx.eval(self._encode())
 
     def decode(self) -> None:
-        if self._quantization is None:
-            mx.eval(_ext.decode_float(self.coded))
-        else:
-            mx.eval(_ext.decode_affine(self.coded))
+        mx.eval(self._decode(self.coded))
 
     def deflate(self) -> None:
         zlib.compress(self.plain, _ZLIB_LEVEL)
@@ -97,6 +87,27 @@ class _Weights:
         planes = _ext.describe(self.coded).planes
         bits = sum(entropies.get(p.name, 0.0) * p.count for p in planes)
         return bits / weights
+
+
+def _quantized(dense: mx.array, group_size: int, bits: int) -> _Weights:
+    weight, scales, biases = mx.quantize(dense, group_size, bits)
+    mx.eval(weight, scales, biases)
+    return _Weights(
+        f"affine {bits} bits",
+        (weight, scales, biases),
+        lambda: _ext.encode_affine(weight, scales, biases, group_size, bits),
+        _ext.decode_affine,
+    )
+
+
+def _floats(dense: mx.array) -> _Weights:
+    mx.eval(dense)
+    return _Weights(
+        dtype_name(dense.dtype),
+        (dense,),
+        lambda: _ext.encode_float(dense),
+        _ext.decode_float,
+    )
 
 
 def _measure(

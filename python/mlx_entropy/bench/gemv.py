@@ -49,14 +49,21 @@ class Matrix:
     def __init__(self, case: GemvCase) -> None:
         shape = (case.rows, case.cols)
         dense = mx.random.normal(shape, mx.float16, key=mx.random.key(0))
-        self.parts = mx.quantize(dense, case.group_size, case.bits)
-        self.coded = _ext.encode_affine(*self.parts, case.group_size, case.bits)
-        mx.eval(self.parts, self.coded)
+        group_size, bits = case.group_size, case.bits
+        self.parts = mx.quantize(dense, group_size, bits)
+        weight, scales, biases = self.parts
+        self.coded = _ext.encode_affine(
+            weight, scales, biases, group_size, bits
+        )
         # In float32: in float16, scale * code + bias would be rounded.
-        weight, *pair = self.parts
-        pair = [part.astype(mx.float32) for part in pair]
         self.floats = np.array(
-            mx.dequantize(weight, *pair, case.group_size, case.bits)
+            mx.dequantize(
+                weight,
+                scales.astype(mx.float32),
+                biases.astype(mx.float32),
+                group_size,
+                bits,
+            )
         )
 
     @property
@@ -111,14 +118,18 @@ class _Product:
         self.x = mx.random.normal(shape, dtype, key=mx.random.key(1))
         self.dense_x = np.array(self.x.astype(mx.float32))
         # Stock MLX would convert scales of another type on each call.
-        weight, *pair = matrix.parts
-        self.parts = [weight, *(part.astype(dtype) for part in pair)]
-        mx.eval(self.x, self.parts)
+        self.weight = matrix.parts[0]
+        self.scales, self.biases = (
+            part.astype(dtype) for part in matrix.parts[1:]
+        )
+        mx.eval(self.x, self.scales, self.biases)
         self.outputs: dict[str, mx.array | np.ndarray] = {}
         self.runs = {CODED: self._coded, STOCK: self._stock}
         self.nbytes = {
             CODED: matrix.coded.nbytes,
-            STOCK: sum(part.nbytes for part in self.parts),
+            STOCK: sum(
+                part.nbytes for part in (self.weight, self.scales, self.biases)
+            ),
             DENSE: matrix.floats.nbytes,
         }
 
@@ -129,7 +140,13 @@ class _Product:
 
     def _stock(self) -> None:
         y = mx.quantized_matmul(
-            self.x, *self.parts, True, self.case.group_size, self.case.bits
+            self.x,
+            self.weight,
+            self.scales,
+            self.biases,
+            True,
+            self.case.group_size,
+            self.case.bits,
         )
         mx.eval(y)
         self.outputs[STOCK] = y

@@ -160,8 +160,8 @@ def agreement(
     prompt: Sequence[int],
     stock_tokens: Sequence[int],
     coded_tokens: Sequence[int],
-    stock: Callable[..., mx.array],
-    coded: Callable[..., mx.array],
+    stock: Any,
+    coded: Any,
 ) -> Report:
     """How far two greedy generations agree, and what happens where not.
 
@@ -224,7 +224,7 @@ def compare_tokens(
 
 
 def _read(
-    model: Callable[..., mx.array], prompt: Sequence[int], text: Sequence[int]
+    model: Any, prompt: Sequence[int], text: Sequence[int]
 ) -> Iterator[tuple[int, mx.array]]:
     """Logits ``[n, vocabulary]`` for each token of `text`, chunk by chunk."""
     from mlx_lm.models.cache import make_prompt_cache

@@ -146,7 +146,7 @@ def _configure_generate(kinds: Any) -> None:
     )
     parser.add_argument(
         "--max-tokens",
-        type=_several,
+        type=at_least_two,
         default=100,
         metavar="N",
         help="tokens to generate, 2 at least (default: 100)",
@@ -156,10 +156,11 @@ def _configure_generate(kinds: Any) -> None:
     add_json(parser)
 
 
-def _several(text: str) -> int:
+def at_least_two(text: str) -> int:
+    """Tokens to generate: one alone cannot be timed."""
     value = positive_int(text)
     if value < 2:
-        raise argparse.ArgumentTypeError("give 2 at least, to time one")
+        raise argparse.ArgumentTypeError("give 2 at least, to time them")
     return value
 
 

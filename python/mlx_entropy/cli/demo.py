@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_json, add_verb, positive_int
+from .arguments import add_json, add_verb
+from .bench import at_least_two
 from .bench_tables import agreement_lines
 from .progress import progress_bar
 from .table import format_table
@@ -52,7 +53,7 @@ def configure(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--max-tokens",
-        type=positive_int,
+        type=at_least_two,
         default=200,
         metavar="N",
         help="tokens to generate with each model (default: 200)",

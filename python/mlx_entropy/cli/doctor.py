@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -61,18 +60,18 @@ def examine() -> dict[str, Any]:
         "problems": problems,
     }
     try:
-        ext = importlib.import_module("mlx_entropy._ext")
+        from .. import _ext
     except Exception as error:  # Whatever it is, it is the diagnosis.
-        problems.append(f"the native module does not load: {error}")
+        problems.append(str(error))
         return report
-    report["extension"] = Path(str(getattr(ext, "__file__", ""))).name
-    report["cpu_features"] = ext.cpu_features()
-    report["targets"] = ext.targets()
-    report["threads"] = ext.num_threads()
+    report["extension"] = Path(str(getattr(_ext, "__file__", ""))).name
     try:
-        report["target"] = ext.target()
+        report["cpu_features"] = _ext.cpu_features()
+        report["targets"] = _ext.targets()
+        report["threads"] = _ext.num_threads()
+        report["target"] = _ext.target()
         _check_target(report, problems)
-        _check_kernels(ext, problems)
+        _check_kernels(_ext, problems)
     except Exception as error:
         problems.append(f"the native module does not work: {error}")
     return report

@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -24,6 +25,13 @@ _VERBS = (
     "doctor",
 )
 
+# Works, and is wanted most, where the native module does not load.
+_WITHOUT_KERNELS = ("doctor",)
+
+# Errors whose message is for the user; others are defects of ours. MLX says
+# everything with RuntimeError.
+_EXPECTED = (ValueError, OSError, ImportError, RuntimeError)
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _EXAMPLES = """\
@@ -39,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 success, 1 error or a check that failed, 2 wrong usage, 130 Ctrl-C.
     """
+    _print_anything()
     verbs = _verbs()
     try:
         args = _parser(verbs).parse_args(argv)
     except SystemExit as stop:  # argparse has printed help or the error.
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        status: int = verbs[args.verb].run(args)
-        return status
+        return _run(verbs[args.verb], args)
     except KeyboardInterrupt:
         return _interrupted(args)
     except BrokenPipeError:
@@ -54,8 +62,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         # more at exit, which would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
         return _failed(args, error)
+
+
+def _run(verb: ModuleType, args: argparse.Namespace) -> int:
+    if args.verb not in _WITHOUT_KERNELS:
+        _check_kernels()
+    status: int = verb.run(args)
+    if sys.stdout is not None:
+        # Here rather than at exit, where nobody handles a broken pipe.
+        sys.stdout.flush()
+    return status
+
+
+def _print_anything() -> None:
+    """Have text that the terminal's encoding lacks replaced, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _check_kernels() -> None:
+    """ImportError or ValueError unless kernels run, and on the target asked for.
+
+    The native module ignores a target that it does not have.
+    """
+    from .. import _ext
+
+    forced = os.environ.get("MLX_ENTROPY_TARGET")
+    available = _ext.targets()
+    if forced and forced not in available:
+        raise ValueError(
+            f"MLX_ENTROPY_TARGET={forced} cannot run here; "
+            f"this machine has {', '.join(available)}"
+        )
 
 
 def _verbs() -> dict[str, ModuleType]:
@@ -117,7 +158,9 @@ def _failed(args: argparse.Namespace, error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         message += _continues(args)
     if isinstance(error, ImportError):
-        message += "; mlx-entropy doctor says more"
+        message += " (mlx-entropy doctor says more)"
+    if not isinstance(error, _EXPECTED):
+        message = f"{type(error).__name__}: {message} (--debug shows where)"
     _print_error(message or type(error).__name__)
     return 1
 

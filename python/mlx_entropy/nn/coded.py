@@ -8,10 +8,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import _ext
+from ..tensors import FLOATS, dtype_name
 
 GROUP_SIZES = (32, 64, 128)
 BITS = (2, 3, 4, 5, 6, 8)
-FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 class EntropyCoded(nn.Module):
@@ -167,9 +167,10 @@ def check_matrix(weight: mx.array, dtypes: tuple[mx.Dtype, ...]) -> None:
             f"got a weight of shape {weight.shape}"
         )
     if weight.dtype not in dtypes:
-        names = " or ".join(str(dtype).split(".")[-1] for dtype in dtypes)
+        names = " or ".join(dtype_name(dtype) for dtype in dtypes)
         raise ValueError(
-            f"[encode] expected a weight of type {names}, got {weight.dtype}"
+            f"[encode] expected a weight of type {names}, "
+            f"got {dtype_name(weight.dtype)}"
         )
 
 

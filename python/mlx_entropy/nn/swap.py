@@ -9,7 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .coded import FLOATS, EntropyCoded, check_quantization
+from ..tensors import FLOATS, dtype_name
+from .coded import EntropyCoded, check_quantization
 from .embedding import EntropyCodedEmbedding
 from .linear import EntropyCodedLinear
 
@@ -212,7 +213,7 @@ def _obstacle(module: nn.Module, options: dict[str, Any]) -> str | None:
     if weight.ndim != 2 or weight.size == 0:
         return f"a weight of shape {weight.shape} is not supported"
     if weight.dtype not in FLOATS:
-        return f"{weight.dtype} weights are not supported"
+        return f"{dtype_name(weight.dtype)} weights are not supported"
     group_size = options["group_size"]
     if options["bits"] is not None and weight.shape[-1] % group_size:
         return (

@@ -81,3 +81,8 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
+
+
+def quoted(text: str) -> str:
+    """`text` from an untrusted file, short and on one line, for messages."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

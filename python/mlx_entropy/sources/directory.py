@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .base import Assets, Layout, Module, SourceError, read_bytes
-from .gguf_file import quoted
+from ..model_format import is_marked
+from .base import Assets, Layout, Module, SourceError, quoted, read_bytes
+from .safetensors_file import read_header
 
 # What mlx-lm downloads beside the weights.
 _ASSET_PATTERNS = (
@@ -27,28 +27,6 @@ _ASSET_PATTERNS = (
 _NOT_ASSETS = ("config.json", "hf_quant_config.json")
 _ASSET_LIMIT = 256 << 20
 
-# The safetensors library refuses longer headers, too.
-_HEADER_LIMIT = 100_000_000
-_DTYPE_BYTES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-    "U16": 2,
-    "I16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "U32": 4,
-    "I32": 4,
-    "F32": 4,
-    "U64": 8,
-    "I64": 8,
-    "F64": 8,
-    "C64": 8,
-}
-
 
 class DirectorySource:
     """A Source over config.json and model*.safetensors, never written to.
@@ -63,11 +41,9 @@ class DirectorySource:
         self._stored_config = _read_config(path)
         digest = hashlib.sha256(read_bytes(path / "config.json"))
         for file in _weight_files(path):
-            header = check_safetensors(file)
             status = file.stat()
             identity = (file.name, status.st_size, status.st_mtime_ns)
-            digest.update(repr(identity).encode())
-            digest.update(header)
+            digest.update(repr((identity, read_header(file))).encode())
         self.fingerprint = digest.hexdigest()
         modules, config = self._load()
         self._layout = [Layout(each.path, each.nbytes) for each in modules]
@@ -114,9 +90,9 @@ class DirectorySource:
 
     def _load(self) -> tuple[list[Module], dict[str, Any]]:
         """Every module with lazy arrays, and the config after loading."""
-        try:
-            from mlx_lm.utils import load_model
+        from mlx_lm.utils import load_model
 
+        try:
             model, config = load_model(self._path, lazy=True)
         except Exception as error:  # Models' own code may raise anything.
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -132,43 +108,46 @@ def _modules(model: Any) -> list[Module]:
 
     owners = dict(model.named_modules())
     modules: dict[str, Module] = {}
-    for name, array in tree_flatten(model.parameters()):
+    parameters: Any = tree_flatten(model.parameters())
+    for name, array in parameters:
         path = name
         while path not in owners:
             path = path.rpartition(".")[0]
         if path not in modules:
-            kind, quantization = _kind(owners[path])
-            modules[path] = Module(path, kind, {}, quantization)
+            owner = owners[path]
+            modules[path] = Module(
+                path, _kind(owner), {}, _quantization(owner)
+            )
         parameter = name[len(path) :].lstrip(".")
         modules[path].tensors[parameter] = array
     return list(modules.values())
 
 
-def _kind(module: Any) -> tuple[str, dict[str, Any] | None]:
-    """A module's kind and quantization.
-
-    Subclasses are "other": a coded layer would lose what they override.
-    """
+def _kind(module: Any) -> str:
+    """Subclasses are "other": a coded layer would lose what they override."""
     import mlx.nn as nn
 
-    kinds = {
-        nn.Linear: "linear",
-        nn.QuantizedLinear: "linear",
-        nn.Embedding: "embedding",
-        nn.QuantizedEmbedding: "embedding",
-    }
-    kind = kinds.get(type(module), "other")
-    if kind == "other" or module.weight.ndim != 2:
-        return "other", None
-    if not hasattr(module, "bits"):
-        return kind, None
-    mode = getattr(module, "mode", "affine")
-    if mode != "affine":
-        return "other", None
-    return kind, {
+    if type(module) in (nn.Linear, nn.QuantizedLinear):
+        kind = "linear"
+    elif type(module) in (nn.Embedding, nn.QuantizedEmbedding):
+        kind = "embedding"
+    else:
+        return "other"
+    return kind if module.weight.ndim == 2 else "other"
+
+
+def _quantization(module: Any) -> dict[str, Any] | None:
+    """MLX's description of any layer that MLX or mlx-lm has quantized.
+
+    Those have a mode; layers of a model's own that merely have `bits` are
+    none that a config.json could describe.
+    """
+    if "scales" not in module or not hasattr(module, "mode"):
+        return None
+    return {
         "group_size": module.group_size,
         "bits": module.bits,
-        "mode": mode,
+        "mode": module.mode,
     }
 
 
@@ -181,7 +160,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = _read_json(file)
     if not isinstance(config, dict) or "model_type" not in config:
         raise SourceError(f"{file} is not a model's configuration")
-    if "mlx_entropy" in config:
+    if is_marked(config):
         raise SourceError(f"{path} is already converted by mlx-entropy")
     return config
 
@@ -209,78 +188,3 @@ def _read_json(file: Path) -> Any:
         return json.loads(read_bytes(file))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{file} is not valid JSON: {error}") from error
-
-
-def check_safetensors(file: Path) -> bytes:
-    """The JSON header of a safetensors file, after checking it.
-
-    Every tensor must lie inside the file, be as long as its shape says and
-    overlap no other; otherwise SourceError names the file.
-    """
-
-    def fail(reason: str) -> None:
-        raise SourceError(f"{file} is damaged: {reason}")
-
-    try:
-        with file.open("rb") as stream:
-            size = file.stat().st_size
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-                fail("its header is truncated")
-            header = stream.read(length)
-    except OSError as error:
-        raise SourceError(f"cannot read {file}: {error.strerror}") from error
-    try:
-        entries = json.loads(header, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError):
-        fail("its header is not valid JSON")
-    if len(header) != length or not isinstance(entries, dict):
-        fail("its header is not a JSON object")
-    data_size = size - 8 - length
-    extents = []
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        extent = _extent(entry)
-        if extent is None:
-            fail(f"the entry of tensor {quoted(name)} is wrong")
-        extents.append((*extent, name))
-    previous = 0
-    for begin, end, name in sorted(extents):
-        if end > data_size:
-            fail(
-                f"tensor {quoted(name)} ends {end - data_size} bytes after "
-                "the end of the file"
-            )
-        if begin < previous:
-            fail(f"tensor {quoted(name)} overlaps another one")
-        previous = end
-    return header
-
-
-def _extent(entry: Any) -> tuple[int, int] | None:
-    """A tensor's bytes [begin, end) after the header; None if impossible."""
-    if not isinstance(entry, dict):
-        return None
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or any(
-            type(number) is not int or number < 0 for number in numbers
-        ):
-            return None
-    if len(offsets) != 2 or not isinstance(entry.get("dtype"), str):
-        return None
-    begin, end = offsets
-    width = _DTYPE_BYTES.get(entry["dtype"])
-    if end < begin or (
-        width is not None and end - begin != math.prod(shape) * width
-    ):
-        return None
-    return begin, end
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("duplicate key")
-    return content

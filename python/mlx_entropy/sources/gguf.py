@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from . import tokenizer
-from .base import Assets, Layout, Module, SourceError
-from .gguf_file import GROUP_SIZE, GgufFile, TensorInfo, quoted
+from .base import Assets, Layout, Module, SourceError, quoted
+from .gguf_file import GROUP_SIZE, GgufFile, TensorInfo
 
 # (GGUF, mlx-lm) names inside a layer, in mlx-lm's parameter order.
 _LAYER_LINEARS = (

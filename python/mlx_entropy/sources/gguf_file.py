@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from .base import SourceError
+from .base import SourceError, quoted
 
 GROUP_SIZE = 32
 DEFAULT_ALIGNMENT = 32
@@ -128,11 +128,6 @@ class TensorInfo:
         if self.format.bits == 0:
             return values * self.format.nbytes
         return values * self.format.bits // 8 + values // GROUP_SIZE * 4
-
-
-def quoted(text: str) -> str:
-    """`text` from an untrusted file, short and on one line, for messages."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 class GgufFile:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import SourceError
-from .gguf_file import quoted
+from .base import SourceError, quoted
 
 # tokenizer.ggml.token_type
 _CONTROL = 3

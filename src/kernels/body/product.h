@@ -12,18 +12,16 @@ namespace mlx_entropy::body {
 // be merged by the linker.
 namespace {
 
-// Symbols of a block for one row of x, and for so many rows that a larger
-// block, which is multiplied with all of them, saves more traffic in x than
-// it costs in cache misses.
+// Symbols of a block for one row of x: with eight tiles in flight the blocks
+// and x share the first-level cache. For more rows, blocks of dequantized
+// floats in the second-level cache, tall enough for micro_product.
 inline constexpr size_t kBlockSymbols = 4096;
 inline constexpr size_t kBatchBlockSymbols = 16384;
-inline constexpr size_t kLargeBatch = 8;
 
 inline size_t block_rows(const ProductArgs& args) {
   const size_t cols = args.matrix->header().cols;
   const size_t unit = row_unit(static_cast<uint32_t>(cols));
-  const size_t symbols =
-      args.batch < kLargeBatch ? kBlockSymbols : kBatchBlockSymbols;
+  const size_t symbols = args.batch == 1 ? kBlockSymbols : kBatchBlockSymbols;
   const size_t units = symbols / (unit * cols);
   return unit * (units == 0 ? 1 : units);
 }
@@ -173,20 +171,18 @@ void micro_product(const float* panel, size_t stride, const float* x,
   }
 }
 
-template <class Target, size_t kRows>
+// All rows of x from `b` on, kCols at a time, then the rest with fewer.
+template <class Target, size_t kRows, size_t kCols = Target::kPanelCols>
 void panel_rows(const float* panel, size_t stride, const ProductArgs& args,
-                float* y) {
-  constexpr size_t kCols = Target::kPanelCols;
+                float* y, size_t b = 0) {
   const size_t y_stride = args.matrix->header().rows;
-  size_t b = 0;
   for (; b + kCols <= args.batch; b += kCols) {
     micro_product<Target, kRows, kCols>(
         panel, stride, args.x + b * args.x_stride, args.x_stride,
         y + b * y_stride, y_stride);
   }
-  for (; b < args.batch; ++b) {
-    micro_product<Target, kRows, 1>(panel, stride, args.x + b * args.x_stride,
-                                    args.x_stride, y + b * y_stride, y_stride);
+  if constexpr (kCols > 1) {
+    panel_rows<Target, kRows, kCols - 1>(panel, stride, args, y, b);
   }
 }
 
