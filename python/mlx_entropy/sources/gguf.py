@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlx.core as mx
 import numpy as np
 
 from . import tokenizer
 from .base import Assets, Layout, Module, SourceError, quoted
-from .gguf_file import GROUP_SIZE, GgufFile, TensorInfo
+from .gguf_file import GgufFile
+from .gguf_header import GROUP_SIZE, TensorInfo
 
 # (GGUF, mlx-lm) names inside a layer, in mlx-lm's parameter order.
 _LAYER_LINEARS = (
@@ -162,10 +163,9 @@ class _ModelShape:
         rotated = self._integer("rope.dimension_count", self.head_dim)
         if rotated != self.head_dim:
             self._refuse(f"RoPE on {rotated} of {self.head_dim} dimensions")
-        embedding = file.tensors.get("token_embd.weight")
-        if embedding is None:
+        if "token_embd.weight" not in file.tensors:
             self._refuse("tensor token_embd.weight is missing")
-        self.vocab_size = embedding.shape[0]
+        self.vocab_size = file.tensors["token_embd.weight"].shape[0]
 
     def config(self) -> dict[str, Any]:
         """The part of config.json that follows from these dimensions."""
@@ -253,7 +253,7 @@ class _ModelShape:
             self._refuse(f"metadata key llama.{key} has a bad value")
         return float(str(np.float32(value)))
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         raise SourceError(f"{self.file.path}: {reason}")
 
 

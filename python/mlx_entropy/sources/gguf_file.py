@@ -11,123 +11,25 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import struct
 from collections import Counter
-from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import mlx.core as mx
 import numpy as np
 
 from .base import SourceError, quoted
-
-GROUP_SIZE = 32
-DEFAULT_ALIGNMENT = 32
-MAX_DIMENSIONS = 4
+from .gguf_header import (
+    GROUP_SIZE,
+    SUPPORTED,
+    UNSUPPORTED_NAMES,
+    GgufHeader,
+    TensorInfo,
+    TensorType,
+)
 
 # Bytes that a tensor is decoded in: bounds the memory beside its arrays.
 _CHUNK_BYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """A ggml type: `values` weights are stored in a block of `nbytes`.
-
-    `bits` is the width of MLX's affine codes, 0 for plain floating point.
-    """
-
-    name: str
-    values: int
-    nbytes: int
-    bits: int = 0
-
-
-SUPPORTED = {
-    0: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
-    2: TensorType("Q4_0", GROUP_SIZE, 18, bits=4),
-    3: TensorType("Q4_1", GROUP_SIZE, 20, bits=4),
-    8: TensorType("Q8_0", GROUP_SIZE, 34, bits=8),
-    30: TensorType("BF16", 1, 2),
-}
-
-_UNSUPPORTED_NAMES = {
-    6: "Q5_0",
-    7: "Q5_1",
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
-    15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    24: "I8",
-    25: "I16",
-    26: "I32",
-    27: "I64",
-    28: "F64",
-    29: "IQ1_M",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
-}
-
-# GGUF metadata value types with a fixed size.
-_SCALARS = {
-    0: np.dtype("<u1"),
-    1: np.dtype("<i1"),
-    2: np.dtype("<u2"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<u4"),
-    5: np.dtype("<i4"),
-    6: np.dtype("<f4"),
-    7: np.dtype("?"),
-    10: np.dtype("<u8"),
-    11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
-}
-_STRING = 8
-_ARRAY = 9
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor's entry in the header. `shape` is in row-major order.
-
-    `offset` counts bytes from the start of the file; `type` is ggml's number.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type: int
-    offset: int
-
-    @property
-    def format(self) -> TensorType:
-        return SUPPORTED[self.type]
-
-    @property
-    def stored_nbytes(self) -> int:
-        """Bytes in the file."""
-        blocks = math.prod(self.shape) // self.format.values
-        return blocks * self.format.nbytes
-
-    @property
-    def array_nbytes(self) -> int:
-        """Bytes of the MLX arrays that `GgufFile.read` returns."""
-        values = math.prod(self.shape)
-        if self.format.bits == 0:
-            return values * self.format.nbytes
-        return values * self.format.bits // 8 + values // GROUP_SIZE * 4
 
 
 class GgufFile:
@@ -146,7 +48,7 @@ class GgufFile:
                 status = os.fstat(file.fileno())
                 self.size = status.st_size
                 self.mtime_ns = status.st_mtime_ns
-                header = _Header(path, file, self.size)
+                header = GgufHeader(path, file, self.size)
                 header.parse()
                 self.metadata = header.metadata
                 self.tensors = header.tensors
@@ -161,7 +63,7 @@ class GgufFile:
     def refuse_unsupported_types(self) -> None:
         """Raises SourceError naming the types that MLX cannot represent."""
         counts = Counter(
-            _UNSUPPORTED_NAMES.get(info.type, f"number {info.type}")
+            UNSUPPORTED_NAMES.get(info.type, f"number {info.type}")
             for info in self.tensors.values()
             if info.type not in SUPPORTED
         )
@@ -200,7 +102,7 @@ class GgufFile:
                 f"cannot read {self.path}: {error.strerror}"
             ) from error
 
-    def _read_plain(self, file: BinaryIO, info: TensorInfo) -> mx.array:
+    def _read_plain(self, file: RawIOBase, info: TensorInfo) -> mx.array:
         dtype = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
         values = np.empty(info.shape, dtype[info.format.name])
         self._fill(file, values)
@@ -208,7 +110,7 @@ class GgufFile:
         return array.view(mx.bfloat16) if info.format.name == "BF16" else array
 
     def _read_quantized(
-        self, file: BinaryIO, info: TensorInfo
+        self, file: RawIOBase, info: TensorInfo
     ) -> dict[str, mx.array]:
         kind = info.format
         count = math.prod(info.shape) // GROUP_SIZE
@@ -238,9 +140,9 @@ class GgufFile:
             "biases": mx.array(biases.reshape(*rows, columns // GROUP_SIZE)),
         }
 
-    def _fill(self, file: BinaryIO, array: np.ndarray) -> None:
+    def _fill(self, file: RawIOBase, array: np.ndarray) -> None:
         """Reads exactly `array.nbytes` bytes into a C-contiguous `array`."""
-        view = memoryview(array).cast("B")
+        view = array.data.cast("B")
         while view:
             count = file.readinto(view)
             if not count:
@@ -275,147 +177,3 @@ def _biases(
         return (scales.astype(np.float32) * np.float32(zero_code)).astype(
             np.float16
         )
-
-
-class _Header:
-    """Parses a GGUF header, never trusting a count, length or offset."""
-
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self.path = path
-        self.file = file
-        self.size = size
-        self.position = 0
-        self.data_start = 0
-        self.metadata: dict[str, Any] = {}
-        self.tensors: dict[str, TensorInfo] = {}
-
-    def parse(self) -> None:
-        if self.size < 4 or self.take(4) != b"GGUF":
-            raise SourceError(f"{self.path} is not a GGUF file")
-        version = self.number("<I")
-        if version not in (2, 3):
-            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-            found = f"version {version}"
-            if swapped in (2, 3):
-                found = f"big-endian version {swapped}"
-            raise SourceError(
-                f"{self.path}: GGUF {found} is not supported (versions 2 and 3 "
-                "are, little-endian)"
-            )
-        tensor_count = self.number("<Q")
-        pair_count = self.number("<Q")
-        self.check_count(pair_count, 8 + 4 + 1, "metadata entries")
-        for _ in range(pair_count):
-            key = self.string()
-            if key in self.metadata:
-                self.fail(f"metadata key {quoted(key)} appears twice")
-            self.metadata[key] = self.value(self.number("<I"))
-        self.check_count(tensor_count, 8 + 4 + 4 + 8, "tensors")
-        entries = [self.tensor() for _ in range(tensor_count)]
-        self.place(entries)
-
-    def fail(self, reason: str) -> None:
-        raise SourceError(f"{self.path}: invalid GGUF file: {reason}")
-
-    def check_count(self, count: int, least: int, what: str) -> None:
-        """Fails when `count` items of `least` bytes cannot be in the file."""
-        if count * least > self.size - self.position:
-            self.fail(f"{count} {what} do not fit in the file")
-
-    def take(self, count: int) -> bytes:
-        if count > self.size - self.position:
-            self.fail(f"truncated at byte {self.size}, or a length is wrong")
-        data = self.file.read(count)
-        if len(data) != count:
-            self.fail(f"truncated at byte {self.position + len(data)}")
-        self.position += count
-        return data
-
-    def number(self, layout: str) -> int:
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-
-    def string(self) -> str:
-        length = self.number("<Q")
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError:
-            self.fail(f"text at byte {self.position - length} is not UTF-8")
-
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self.array()
-        if kind not in _SCALARS:
-            self.fail(f"metadata type {kind} is unknown")
-        dtype = _SCALARS[kind]
-        return np.frombuffer(self.take(dtype.itemsize), dtype)[0].item()
-
-    def array(self) -> list[str] | np.ndarray:
-        kind = self.number("<I")
-        count = self.number("<Q")
-        if kind == _STRING:
-            self.check_count(count, 8, "strings")
-            return [self.string() for _ in range(count)]
-        if kind not in _SCALARS:
-            self.fail(f"metadata arrays of type {kind} are not supported")
-        dtype = _SCALARS[kind]
-        self.check_count(count, dtype.itemsize, "array elements")
-        return np.frombuffer(self.take(count * dtype.itemsize), dtype)
-
-    def tensor(self) -> TensorInfo:
-        """One entry, its offset still relative to the data section."""
-        name = self.string()
-        dimensions = self.number("<I")
-        if not 1 <= dimensions <= MAX_DIMENSIONS:
-            self.fail(f"tensor {quoted(name)} has {dimensions} dimensions")
-        shape = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))
-        if 0 in shape:
-            self.fail(f"tensor {quoted(name)} is empty")
-        kind = self.number("<I")
-        return TensorInfo(name, shape[::-1], kind, self.number("<Q"))
-
-    def place(self, entries: list[TensorInfo]) -> None:
-        """Fills `tensors` after checking where each one's data lies."""
-        alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        if (
-            not isinstance(alignment, int)
-            or alignment < 1
-            or alignment & (alignment - 1)
-        ):
-            self.fail("general.alignment is not a power of two")
-        self.data_start = -(-self.position // alignment) * alignment
-        extents = []
-        for entry in entries:
-            name = quoted(entry.name)
-            if entry.name in self.tensors:
-                self.fail(f"tensor {name} appears twice")
-            if entry.offset % alignment:
-                self.fail(f"tensor {name} is not aligned to {alignment} bytes")
-            info = TensorInfo(
-                entry.name,
-                entry.shape,
-                entry.type,
-                self.data_start + entry.offset,
-            )
-            self.tensors[info.name] = info
-            # The sizes of types that will be refused anyway are not known.
-            if info.type in SUPPORTED:
-                if info.shape[-1] % info.format.values:
-                    self.fail(
-                        f"tensor {name}: {info.shape[-1]} columns are not "
-                        f"whole {info.format.name} blocks"
-                    )
-                extents.append((info.offset, info.stored_nbytes, name))
-            else:
-                extents.append((info.offset, 0, name))
-        end = self.data_start
-        for offset, length, name in sorted(extents):
-            if offset < end:
-                self.fail(f"tensor {name} overlaps another one")
-            if offset + length > self.size:
-                self.fail(
-                    f"truncated: tensor {name} ends at byte {offset + length}"
-                    f" of {self.size}"
-                )
-            end = offset + length

@@ -95,24 +95,27 @@ def _tensor(path: Path, name: str, entry: Any) -> StoredTensor:
     wrong = _damaged(path, f"the entry of tensor {quoted(name)} is wrong")
     if not isinstance(entry, dict):
         raise wrong
-    dtype, shape = entry.get("dtype"), entry.get("shape")
-    offsets = entry.get("data_offsets")
-    if not (isinstance(dtype, str) and _sizes(shape) and _sizes(offsets)):
+    dtype = entry.get("dtype")
+    shape = _sizes(entry.get("shape"))
+    offsets = _sizes(entry.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None:
         raise wrong
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise wrong
-    found = StoredTensor(path.name, dtype, tuple(shape), *offsets)
+    found = StoredTensor(path.name, dtype, shape, *offsets)
     width = _DTYPE_BYTES.get(dtype)
     if width is not None and found.nbytes != math.prod(shape) * width:
         raise wrong
     return found
 
 
-def _sizes(numbers: Any) -> bool:
-    """Whether it is a list of integers that are not negative."""
-    return isinstance(numbers, list) and all(
-        type(number) is int and number >= 0 for number in numbers
-    )
+def _sizes(numbers: Any) -> tuple[int, ...] | None:
+    """A list of integers that are not negative; None for anything else."""
+    if not isinstance(numbers, list):
+        return None
+    if any(type(number) is not int or number < 0 for number in numbers):
+        return None
+    return tuple(numbers)
 
 
 def _check_extents(

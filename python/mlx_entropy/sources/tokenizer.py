@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -140,9 +140,12 @@ class Tokens:
     def _tokenizer_json(self) -> bytes:
         from tokenizers import AddedToken, Tokenizer, decoders, models
 
-        pairs = [tuple(merge.split(" ")) for merge in self._merges]
-        if any(len(pair) != 2 for pair in pairs):
-            self._refuse("a merge is not two tokens")
+        pairs = []
+        for merge in self._merges:
+            if merge.count(" ") != 1:
+                self._refuse("a merge is not two tokens")
+            left, _, right = merge.partition(" ")
+            pairs.append((left, right))
         vocabulary = {token: i for i, token in enumerate(self._tokens)}
         try:
             tokenizer = Tokenizer(
@@ -224,7 +227,7 @@ class Tokens:
             self._refuse(f"tokenizer.ggml.{which}_token_id is no token")
         return value
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         raise SourceError(f"{self._path}: {reason}")
 
 

@@ -18,12 +18,18 @@ namespace {
 inline constexpr size_t kBlockSymbols = 4096;
 inline constexpr size_t kBatchBlockSymbols = 16384;
 
+// From this batch on, blocks have 16 rows, which are multiplied transposed.
+inline constexpr size_t kTallBatch = 16;
+inline constexpr size_t kTallRows = 16;
+
 inline size_t block_rows(const ProductArgs& args) {
   const size_t cols = args.matrix->header().cols;
   const size_t unit = row_unit(static_cast<uint32_t>(cols));
   const size_t symbols = args.batch == 1 ? kBlockSymbols : kBatchBlockSymbols;
   const size_t units = symbols / (unit * cols);
-  return unit * (units == 0 ? 1 : units);
+  const size_t rows = unit * (units == 0 ? 1 : units);
+  if (args.batch < kTallBatch || rows % kTallRows == 0) return rows;
+  return (rows / kTallRows + 1) * kTallRows;
 }
 
 // Float values of group scales or stored biases from their plane.
@@ -186,11 +192,74 @@ void panel_rows(const float* panel, size_t stride, const ProductArgs& args,
   }
 }
 
+// 16 rows of a panel with the rows next to each other, [k][16], times kCols
+// rows of x: no sums across a register, and one load of weights for each k.
+template <class Target, size_t kCols>
+void tall_product(const float* tall, size_t depth, const float* x,
+                  size_t x_stride, float* y, size_t y_stride) {
+  using F = typename Target::Float;
+  constexpr size_t kVectors = kTallRows / Target::kWidth;
+  F sums[kCols][kVectors];
+  for (size_t c = 0; c < kCols; ++c) {
+    for (size_t v = 0; v < kVectors; ++v) sums[c][v] = Target::zero();
+  }
+  for (size_t k = 0; k < depth; ++k) {
+    F w[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) {
+      w[v] = Target::load(tall + k * kTallRows + v * Target::kWidth);
+    }
+#pragma GCC unroll 16
+    for (size_t c = 0; c < kCols; ++c) {
+      const F value = Target::set(x[c * x_stride + k]);
+      for (size_t v = 0; v < kVectors; ++v) {
+        sums[c][v] = Target::fma(w[v], value, sums[c][v]);
+      }
+    }
+  }
+  for (size_t c = 0; c < kCols; ++c) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      Target::store(y + c * y_stride + v * Target::kWidth, sums[c][v]);
+    }
+  }
+}
+
+// 16 rows of a panel times all rows of x, for batches that are worth the
+// transposition.
+template <class Target>
+void tall_rows(const float* panel, size_t stride, const ProductArgs& args,
+               float* y, Scratch& scratch) {
+  constexpr size_t kCols = Target::kTallCols;
+  float* const tall = scratch.get<float>(Scratch::kTall, kTallRows * stride);
+  for (size_t k = 0; k < stride; k += kTallRows) {
+    Target::transpose(panel + k, stride, tall + k * kTallRows);
+  }
+  const size_t y_stride = args.matrix->header().rows;
+  const auto x = [&](size_t b) { return args.x + b * args.x_stride; };
+  size_t b = 0;
+  for (; b + kCols <= args.batch; b += kCols) {
+    tall_product<Target, kCols>(tall, stride, x(b), args.x_stride,
+                                y + b * y_stride, y_stride);
+  }
+  for (; b + 4 <= args.batch; b += 4) {
+    tall_product<Target, 4>(tall, stride, x(b), args.x_stride, y + b * y_stride,
+                            y_stride);
+  }
+  for (; b < args.batch; ++b) {
+    tall_product<Target, 1>(tall, stride, x(b), args.x_stride, y + b * y_stride,
+                            y_stride);
+  }
+}
+
 // `rows` dequantized rows times all rows of x; y points at the first row.
 template <class Target>
 void panel_product(const float* panel, size_t rows, size_t stride,
-                   const ProductArgs& args, float* y) {
+                   const ProductArgs& args, float* y, Scratch& scratch) {
   size_t r = 0;
+  if (args.batch >= kTallBatch) {
+    for (; r + kTallRows <= rows; r += kTallRows) {
+      tall_rows<Target>(panel + r * stride, stride, args, y + r, scratch);
+    }
+  }
   for (; r + 4 <= rows; r += 4) {
     panel_rows<Target, 4>(panel + r * stride, stride, args, y + r);
   }
@@ -246,7 +315,7 @@ void affine_block_product(const ProductArgs& args, const AffineBlock& block,
                            block.biases + r * groups, groups, header.group_size,
                            panel + r * cols);
   }
-  panel_product<Target>(panel, block.rows, cols, args, block.y);
+  panel_product<Target>(panel, block.rows, cols, args, block.y, scratch);
 }
 
 template <class Target, int V>
@@ -323,7 +392,7 @@ void float_product(const ProductArgs& args, uint32_t first_tile,
       const size_t y_row =
           (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows +
           row;
-      panel_product<Target>(panel, n, stride, args, args.y + y_row);
+      panel_product<Target>(panel, n, stride, args, args.y + y_row, scratch);
     }
   }
 }

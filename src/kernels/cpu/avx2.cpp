@@ -199,6 +199,38 @@ struct Avx2 {
   static constexpr int kMaxStreams = 4;
   static constexpr size_t kPanelCols = 2;
 
+  static constexpr size_t kTallCols = 6;
+
+  // to[c * 16 + r] = from[r * stride + c], 16 x 16, in four parts.
+  static void transpose(const float* from, size_t stride, float* to) {
+    for (size_t r = 0; r < 16; r += 8) {
+      for (size_t c = 0; c < 16; c += 8) {
+        transpose8(from + r * stride + c, stride, to + c * 16 + r);
+      }
+    }
+  }
+
+  static void transpose8(const float* from, size_t stride, float* to) {
+    __m256 a[8], b[8];
+    for (size_t i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(from + i * stride);
+    for (size_t i = 0; i < 8; i += 2) {
+      b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (size_t i = 0; i < 8; i += 4) {
+      a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+      a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+      a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+      a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    for (size_t i = 0; i < 4; ++i) {
+      _mm256_storeu_ps(to + i * 16,
+                       _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+      _mm256_storeu_ps(to + (i + 4) * 16,
+                       _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+  }
+
   static Float zero() { return _mm256_setzero_ps(); }
   static Float set(float a) { return _mm256_set1_ps(a); }
   static Float load(const float* p) { return _mm256_loadu_ps(p); }

@@ -143,6 +143,38 @@ struct Avx512 {
   static constexpr int kMaxStreams = 8;
   static constexpr size_t kPanelCols = 4;
 
+  static constexpr size_t kTallCols = 12;
+
+  // to[c * 16 + r] = from[r * stride + c], 16 x 16.
+  static void transpose(const float* from, size_t stride, float* to) {
+    __m512 a[16], b[16];
+    for (size_t i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * stride);
+    for (size_t i = 0; i < 16; i += 2) {
+      b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    // Element q of a[4 i + j] then holds column 4 q + j of rows 4 i to 4 i + 3.
+    for (size_t i = 0; i < 16; i += 4) {
+      a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
+      a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
+      a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+      a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    for (size_t j = 0; j < 4; ++j) {
+      const __m512 even01 = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88);
+      const __m512 odd01 = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
+      const __m512 even23 = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0x88);
+      const __m512 odd23 = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0xdd);
+      _mm512_storeu_ps(to + j * 16, _mm512_shuffle_f32x4(even01, even23, 0x88));
+      _mm512_storeu_ps(to + (j + 8) * 16,
+                       _mm512_shuffle_f32x4(even01, even23, 0xdd));
+      _mm512_storeu_ps(to + (j + 4) * 16,
+                       _mm512_shuffle_f32x4(odd01, odd23, 0x88));
+      _mm512_storeu_ps(to + (j + 12) * 16,
+                       _mm512_shuffle_f32x4(odd01, odd23, 0xdd));
+    }
+  }
+
   static Float zero() { return _mm512_setzero_ps(); }
   static Float set(float a) { return _mm512_set1_ps(a); }
   static Float load(const float* p) { return _mm512_loadu_ps(p); }

@@ -21,6 +21,14 @@ struct Scalar {
   static constexpr int kMaxStreams = 1;
   static constexpr size_t kPanelCols = 2;
 
+  static constexpr size_t kTallCols = 4;
+
+  static void transpose(const float* from, size_t stride, float* to) {
+    for (size_t r = 0; r < 16; ++r) {
+      for (size_t c = 0; c < 16; ++c) to[c * 16 + r] = from[r * stride + c];
+    }
+  }
+
   static Float zero() { return 0.0f; }
   static Float set(float a) { return a; }
   static Float load(const float* p) { return *p; }
