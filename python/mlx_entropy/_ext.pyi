@@ -90,7 +90,7 @@ def entropy_decode(
 def encode_affine(
     weight: mx.array,
     scales: mx.array,
-    biases: mx.array | None,
+    biases: mx.array,
     group_size: int,
     bits: int,
     *,
@@ -146,11 +146,18 @@ def entropy_coded_embedding(
 ) -> mx.array:
     """Rows of W, ``[*indices.shape, dims]``; lazy; only their tiles decode.
 
-    An index outside ``[0, rows)`` raises IndexError at evaluation.
+    Negative indices count from the end. An index outside ``[-rows, rows)`` is
+    found at evaluation: IndexError, or RuntimeError with the same message
+    where MLX rethrows what one of its stream threads has thrown.
     """
 
 def entropy_dequantize(
-    coded: mx.array, rows: int, cols: int, dtype: mx.Dtype, *, stream: object = None
+    coded: mx.array,
+    rows: int,
+    cols: int,
+    dtype: mx.Dtype,
+    *,
+    stream: object = None,
 ) -> mx.array:
     """The whole weight matrix ``[rows, cols]`` in ``dtype``; lazy."""
 

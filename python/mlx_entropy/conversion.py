@@ -18,7 +18,6 @@ from ._version import version
 from .coding import ConvertedTensor, ModuleRecord, code_module
 from .destination import JOURNAL, Destination
 from .model_format import (
-    CODED,
     CONFIG_KEY,
     FORMAT_VERSION,
     MODEL_FILE,

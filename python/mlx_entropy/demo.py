@@ -183,7 +183,7 @@ class Demo:
     def _generate(self) -> Report:
         self._say(
             f"comparing with stock MLX: {self._max_tokens} tokens each, "
-            f"{_RUNS} times in turns"
+            f"{_RUNS} times, in turns"
         )
         return bench_generate(
             self.coded,

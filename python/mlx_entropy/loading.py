@@ -5,7 +5,8 @@ checkpoint before strict loading. `model_classes` makes a subclass of the stock
 class whose ``sanitize`` also swaps in a coded layer for every ``<path>.coded``
 tensor. The subclass gets to mlx-lm in one of two ways: `register` wraps
 ``mlx_lm.utils.load_model``, or the model directory carries
-`model_format.MODEL_FILE_SOURCE`, which mlx-lm runs when told to trust remote code.
+`model_format.MODEL_FILE_SOURCE`, which mlx-lm runs when told to trust remote
+code.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _stock: Any = None
 
 def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
     """`mlx_lm.load` that also understands converted models.
+
+    Adapters (LoRA) work as with other models, and so does mlx-lm's pipeline
+    parallelism; tensor parallelism (`model.shard`) is refused.
 
     Args:
         path (str): Directory or Hugging Face repository, converted or stock.
@@ -115,6 +119,14 @@ def _coded_class(stock: type[nn.Module]) -> type[nn.Module]:
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             sanitize = getattr(super(), "sanitize", lambda weights: weights)
             return _swap_in_coded(self, sanitize, weights)
+
+        if hasattr(stock, "shard"):
+
+            def shard(self, group: mx.distributed.Group | None = None) -> None:
+                raise ValueError(
+                    "[shard] a model with entropy-coded layers cannot be split "
+                    "by tensor parallelism; load the model it was made from"
+                )
 
     # mlx-lm looks up a model's processor and tokenizer by its class's module.
     for name in ("__module__", "__name__", "__qualname__", "__doc__"):
@@ -194,7 +206,9 @@ def _swap(
     layer: EntropyCoded
     if type(stock) is nn.Linear:
         rows, cols = stock.weight.shape
-        layer = EntropyCodedLinear(cols, rows, coded.size, "bias" in stock)
+        layer = EntropyCodedLinear(
+            cols, rows, coded.size, "bias" in stock, info.dtype
+        )
     elif type(stock) is nn.Embedding:
         rows, cols = stock.weight.shape
         layer = EntropyCodedEmbedding(rows, cols, coded.size, info.dtype)

@@ -5,8 +5,11 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -57,13 +60,22 @@ struct ThreadPool::State {
   std::mutex mutex;
   std::condition_variable wake;
   std::vector<std::thread> workers;
+  size_t started = 0;  // workers asked for last
   std::atomic<size_t> requested{0};
+  std::exception_ptr failure;  // guarded by `mutex`
 
   void take_tasks() {
     for (;;) {
       const size_t task = next.fetch_add(1, std::memory_order_relaxed);
       if (task >= tasks) return;
-      function(context, task);
+      try {
+        function(context, task);
+      } catch (...) {
+        // Not swallowed: run_erased rethrows the first one.
+        next.store(tasks, std::memory_order_relaxed);
+        std::lock_guard lock(mutex);
+        if (!failure) failure = std::current_exception();
+      }
     }
   }
 
@@ -96,15 +108,20 @@ struct ThreadPool::State {
   }
 
   void start_workers(size_t count) {
-    if (workers.size() == count) return;
+    if (started == count) return;
+    started = count;
     stop = true;
     publish();
     for (std::thread& worker : workers) worker.join();
     workers.clear();
     stop = false;
     generation = 0;
-    for (size_t i = 0; i < count; ++i) {
-      workers.emplace_back([this] { work(); });
+    try {
+      for (size_t i = 0; i < count; ++i) {
+        workers.emplace_back([this] { work(); });
+      }
+    } catch (const std::system_error&) {
+      // A limit on threads: go on with those there are.
     }
   }
 };
@@ -138,22 +155,29 @@ void ThreadPool::resize(size_t threads) { state_->requested = threads; }
 void ThreadPool::run_erased(size_t tasks, TaskFunction function,
                             const void* context) {
   State& state = *state_;
-  std::unique_lock region(state.region, std::try_to_lock);
-  const size_t threads = region.owns_lock() && tasks > 1 ? size() : 1;
-  if (threads == 1) {
+  thread_local bool in_region = false;
+  std::unique_lock<std::mutex> region;
+  const size_t threads = tasks > 1 && !in_region ? size() : 1;
+  if (threads > 1) {
+    region = std::unique_lock(state.region, std::try_to_lock);
+  }
+  if (!region.owns_lock()) {
     for (size_t task = 0; task < tasks; ++task) function(context, task);
     return;
   }
+  in_region = true;
   state.start_workers(threads - 1);
   state.function = function;
   state.context = context;
   state.tasks = tasks;
   state.next.store(0, std::memory_order_relaxed);
-  state.busy.store(threads - 1, std::memory_order_relaxed);
+  state.busy.store(state.workers.size(), std::memory_order_relaxed);
   state.publish();
   state.take_tasks();
   // Workers hold pointers to the caller's frame until they are out.
   while (state.busy.load(std::memory_order_acquire) != 0) pause();
+  in_region = false;
+  if (state.failure) std::rethrow_exception(std::exchange(state.failure, {}));
 }
 
 }  // namespace mlx_entropy

@@ -21,8 +21,10 @@ class ThreadPool {
   void resize(size_t threads);
 
   // Calls body(task) once for each task in [0, tasks); returns when all are
-  // done. Safe from several threads: while one region runs, others run their
-  // tasks inline on their own thread.
+  // done. Safe from several threads, and from inside a task: while one region
+  // runs, others run their tasks inline on their own thread. If a task throws
+  // (memory can run out in one), the first exception is rethrown here; tasks
+  // that have not started by then do not run.
   template <class Body>
   void run(size_t tasks, const Body& body) {
     run_erased(

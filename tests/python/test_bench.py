@@ -14,6 +14,8 @@ from mlx_entropy import _ext, convert, load
 from mlx_entropy.bench.encode import bench_encode
 from mlx_entropy.bench.gemv import GemvCase, bench_gemv, bench_gemv_sweep
 from mlx_entropy.bench.generate import (
+    Generation,
+    _turns,
     agreement,
     bench_generate,
     compare_tokens,
@@ -265,9 +267,32 @@ def test_generate(coded: Path, stock: Path) -> None:
     assert 0 <= found["agreed"] <= 6
     assert (found["first_difference"] is None) == (found["agreed"] == 6)
     assert found["mean_kl"] < 1e-2
-    assert len(heard) == 4
+    assert len(heard) == 2
     with pytest.raises(ValueError, match="2 tokens"):
         bench_generate(coded, stock, "hello", 1)
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 24, 25, 26, 49, 51, 99, 200])
+def test_turns(tokens: int) -> None:
+    turns = _turns(tokens)
+    assert sum(turns) == tokens
+    assert min(turns) >= 2
+    assert max(turns) < 50
+
+
+def test_generations_take_turns(coded: Path) -> None:
+    model, tokenizer = load(coded)
+    prompt = encode_prompt(tokenizer, "hello")
+    alone = Generation(model, prompt, 8)
+    alone.advance(8)
+    pair = [Generation(model, prompt, 8) for _ in range(2)]
+    for count in (2, 3, 3):
+        for each in pair:
+            each.advance(count)
+    for each in pair:
+        assert each.tokens == alone.tokens
+        assert len(each.token_seconds) == 3
+        assert each.prompt_seconds > 0
 
 
 def test_prompts(coded: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,54 @@ CODED, STOCK = "coded", "stock MLX"
 # their probabilities differ by less than a tenth.
 NEAR_TIE = 0.1
 
+# Tokens that a model generates, and that it reads, at a time.
+_TURN = 25
 _CHUNK = 64
 
 
-@dataclass(frozen=True)
-class Run:
-    """One generation: seconds to the first token, and of each later one."""
+class Generation:
+    """One greedy generation, which can pause for another to go on."""
 
-    tokens: list[int]
-    prompt_seconds: float
-    token_seconds: float
+    def __init__(
+        self, model: nn.Module, prompt: list[int], max_tokens: int
+    ) -> None:
+        from mlx_lm.generate import generate_step
+
+        self._steps = generate_step(
+            mx.array(prompt), model, max_tokens=max_tokens
+        )
+        self.tokens: list[int] = []
+        self.prompt_seconds = 0.0
+        self.token_seconds: list[float] = []
+        """Seconds a token in each call of `advance`."""
+
+    def advance(self, count: int) -> None:
+        """Generate `count` tokens, 2 at least.
+
+        The first one is not timed: mlx-lm computes a token ahead, so the
+        last call has begun it, unless it is the very first one.
+        """
+        started = time.perf_counter()
+        self._next()
+        first = time.perf_counter()
+        if not self.token_seconds:
+            self.prompt_seconds = first - started
+        for _ in range(count - 1):
+            self._next()
+        seconds = time.perf_counter() - first
+        self.token_seconds.append(seconds / (count - 1))
+        # The token ahead must not take time from another generation.
+        mx.synchronize(_generation_stream())
+
+    def _next(self) -> None:
+        token, _ = next(self._steps)
+        self.tokens.append(int(token))
+
+
+def _generation_stream() -> Any:
+    from mlx_lm.generate import generation_stream
+
+    return generation_stream
 
 
 def bench_generate(
@@ -104,41 +141,44 @@ def _alternate(
     max_tokens: int,
     repeat: int,
     notify: Callable[[str], None] | None,
-) -> dict[str, list[Run]]:
+) -> dict[str, list[Generation]]:
+    """Generations by model, which take turns every few tokens."""
     for model in models.values():
-        _generate(model, prompt, 4)  # Warm up.
-    runs: dict[str, list[Run]] = {name: [] for name in models}
+        Generation(model, prompt, 4).advance(4)  # Warm up.
+    runs: dict[str, list[Generation]] = {name: [] for name in models}
     for number in range(1, repeat + 1):
         for name, model in models.items():
-            run = _generate(model, prompt, max_tokens)
-            runs[name].append(run)
-            if notify is not None:
-                notify(
-                    f"generating with {name}, run {number} of {repeat}: "
-                    f"{1 / run.token_seconds:.1f} tokens/s"
-                )
+            runs[name].append(Generation(model, prompt, max_tokens))
+        for count in _turns(max_tokens):
+            for made in runs.values():
+                made[-1].advance(count)
+        if notify is not None:
+            speeds = " and ".join(
+                f"{name} {1 / _timing(made[-1:]).seconds:.1f}"
+                for name, made in runs.items()
+            )
+            notify(f"run {number} of {repeat}, tokens/s: {speeds}")
     return runs
 
 
-def _generate(model: nn.Module, prompt: list[int], max_tokens: int) -> Run:
-    from mlx_lm.generate import generate_step
+def _turns(tokens: int) -> list[int]:
+    """`tokens` in equal parts of about `_TURN`."""
+    count = max(1, tokens // _TURN)
+    return [
+        tokens * (i + 1) // count - tokens * i // count for i in range(count)
+    ]
 
-    tokens, times = [], [time.perf_counter()]
-    steps = generate_step(mx.array(prompt), model, max_tokens=max_tokens)
-    for token, _ in steps:
-        tokens.append(int(token))
-        times.append(time.perf_counter())
-    return Run(
-        tokens, times[1] - times[0], (times[-1] - times[1]) / (len(tokens) - 1)
-    )
+
+def _timing(runs: list[Generation]) -> Timing:
+    samples = tuple(each for run in runs for each in run.token_seconds)
+    tokens = sum(len(run.tokens) for run in runs)
+    return Timing(samples, round(tokens / len(samples)) - 1)
 
 
 def _result(
-    name: str, model: nn.Module, runs: list[Run], prompt_tokens: int
+    name: str, model: nn.Module, runs: list[Generation], prompt_tokens: int
 ) -> Report:
-    timing = Timing(
-        tuple(run.token_seconds for run in runs), len(runs[0].tokens) - 1
-    )
+    timing = _timing(runs)
     prompt = Timing(tuple(run.prompt_seconds for run in runs), 1)
     parameters: Any = tree_flatten(model.parameters())
     result = Result(

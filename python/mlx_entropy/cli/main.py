@@ -84,7 +84,7 @@ def _print_anything() -> None:
 
 
 def _check_kernels() -> None:
-    """ImportError or ValueError unless kernels run, and on the target asked for.
+    """ImportError or ValueError unless kernels run, on the target asked for.
 
     The native module ignores a target that it does not have.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,21 +14,64 @@ from ..tensors import FLOATS, dtype_name
 GROUP_SIZES = (32, 64, 128)
 BITS = (2, 3, 4, 5, 6, 8)
 
+# What only MLX's own quantized layers have.
+_PACKED_ONLY = frozenset({"bits", "group_size", "mode", "scales", "biases"})
+
 
 class EntropyCoded(nn.Module):
     """Base of the coded layers: a matrix ``[rows, cols]`` in ``coded``.
 
     ``coded`` (uint8, 1-D) is an ordinary parameter, so saving, loading and
-    evaluating work as for any layer. There is no ``weight`` and no ``bits``
-    attribute: mlx-lm takes the presence of ``bits`` for its own packed
-    layout and then reads ``weight``.
+    evaluating work as for any layer. There is no ``bits`` attribute: mlx-lm
+    takes its presence for its own packed layout.
+
+    Tensor parallelism (mlx-lm's ``model.shard``) is not supported, since a
+    coded matrix cannot be cut: shard the stock layers that ``decode`` returns.
     """
 
-    def __init__(self, rows: int, cols: int, coded_bytes: int) -> None:
+    def __init__(
+        self, rows: int, cols: int, coded_bytes: int, dtype: mx.Dtype
+    ) -> None:
         super().__init__()
         self.coded = mx.zeros((coded_bytes,), mx.uint8)
         self._rows = rows
         self._cols = cols
+        self._dtype = dtype_name(dtype)  # A Dtype cannot be copied.
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Type of the weights: that of the scales, or of the floats."""
+        dtype: mx.Dtype = getattr(mx, self._dtype)
+        return dtype
+
+    @property
+    def weight(self) -> mx.array:
+        """The matrix as floats ``[rows, cols]``, for models that read it.
+
+        Not a parameter and not kept: it is decoded, and an affine one
+        dequantized, whenever the returned array is evaluated. Shape and type
+        cost nothing.
+        """
+        return _ext.entropy_dequantize(
+            self["coded"], self._rows, self._cols, self.dtype
+        )
+
+    def __getattr__(self, key: str) -> Any:
+        if key in _PACKED_ONLY:
+            raise AttributeError(
+                f"{type(self).__name__} has no {key!r}: its weights are "
+                "entropy-coded, which mlx-lm can neither shard nor quantize "
+                "again; decode() returns the stock layer"
+            )
+        return super().__getattr__(key)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "weight":
+            raise AttributeError(
+                f"the weight of {type(self).__name__} is coded and cannot be "
+                "set; replace the layer"
+            )
+        super().__setattr__(key, value)
 
     @property
     def info(self) -> _ext.CodedInfo:

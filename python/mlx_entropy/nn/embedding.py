@@ -38,10 +38,9 @@ class EntropyCodedEmbedding(EntropyCoded):
         coded_bytes: int,
         dtype: mx.Dtype = mx.float32,
     ) -> None:
-        super().__init__(num_embeddings, dims, coded_bytes)
+        super().__init__(num_embeddings, dims, coded_bytes, dtype)
         self.num_embeddings = num_embeddings
         self.dims = dims
-        self.dtype = dtype
         self.freeze()
 
     @classmethod

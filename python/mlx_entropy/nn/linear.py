@@ -26,6 +26,8 @@ class EntropyCodedLinear(EntropyCoded):
         output_dims (int): Rows of W.
         coded_bytes (int): Size of the parameter ``coded`` (uint8, 1-D).
         bias (bool): Whether there is a ``bias`` of shape ``[output_dims]``.
+        dtype (Dtype): Type of ``weight``: float32, float16 or bfloat16. The
+            type of the scales in the quantized stock layer.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class EntropyCodedLinear(EntropyCoded):
         output_dims: int,
         coded_bytes: int,
         bias: bool = False,
+        dtype: mx.Dtype = mx.float32,
     ) -> None:
-        super().__init__(output_dims, input_dims, coded_bytes)
+        super().__init__(output_dims, input_dims, coded_bytes, dtype)
         self.input_dims = input_dims
         self.output_dims = output_dims
         if bias:
@@ -83,7 +86,8 @@ class EntropyCodedLinear(EntropyCoded):
             )
         else:
             matrix = AffineMatrix(weight, scales, biases, group_size, bits)
-        return cls._of(matrix.encode(), matrix.shape, bias)
+        dtype = matrix.scales.dtype
+        return cls._of(matrix.encode(), matrix.shape, dtype, bias)
 
     @classmethod
     def from_linear(
@@ -117,13 +121,16 @@ class EntropyCodedLinear(EntropyCoded):
             weight, bias = layer.weight, layer.get("bias")
         elif weight is None:
             raise ValueError("[from_linear] weight is needed")
-        return cls._of(
-            encode_weight(weight, group_size, bits), weight.shape, bias
-        )
+        coded = encode_weight(weight, group_size, bits)
+        return cls._of(coded, weight.shape, weight.dtype, bias)
 
     @classmethod
     def _of(
-        cls, coded: mx.array, shape: tuple[int, ...], bias: mx.array | None
+        cls,
+        coded: mx.array,
+        shape: tuple[int, ...],
+        dtype: mx.Dtype,
+        bias: mx.array | None,
     ) -> EntropyCodedLinear:
         output_dims, input_dims = shape
         if bias is not None and bias.shape != (output_dims,):
@@ -131,7 +138,8 @@ class EntropyCodedLinear(EntropyCoded):
                 f"[EntropyCodedLinear] expected a bias of shape "
                 f"{(output_dims,)}, got {bias.shape}"
             )
-        layer = cls(input_dims, output_dims, coded.size, bias is not None)
+        biased = bias is not None
+        layer = cls(input_dims, output_dims, coded.size, biased, dtype)
         layer.coded = coded
         if bias is not None:
             layer.bias = bias
@@ -167,6 +175,17 @@ class EntropyCodedLinear(EntropyCoded):
         if bias:
             layer.bias = self["bias"]
         return layer
+
+    def to_lora(
+        self, r: int = 8, dropout: float = 0.0, scale: float = 20.0
+    ) -> nn.Module:
+        """mlx-lm's `LoRALinear` around this layer, which stays as it is.
+
+        mlx-lm calls it; its ``fuse`` gives an `nn.Linear` with float weights.
+        """
+        from mlx_lm.tuner.lora import LoRALinear
+
+        return LoRALinear.from_base(self, r, dropout, scale)
 
     def _extra_repr(self) -> str:
         return (

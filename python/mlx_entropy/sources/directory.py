@@ -115,9 +115,7 @@ def _modules(model: Any) -> list[Module]:
             path = path.rpartition(".")[0]
         if path not in modules:
             owner = owners[path]
-            modules[path] = Module(
-                path, _kind(owner), {}, _quantization(owner)
-            )
+            modules[path] = Module(path, _kind(owner), {}, _quantization(owner))
         parameter = name[len(path) :].lstrip(".")
         modules[path].tensors[parameter] = array
     return list(modules.values())

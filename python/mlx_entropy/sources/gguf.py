@@ -116,7 +116,6 @@ class GgufSource:
         config = self._shape.config()
         paths = {entry.path for entry in self._entries}
         config["tie_word_embeddings"] = "lm_head" not in paths
-        # mlx-lm has one switch for the biases of each block's part.
         first = {
             entry.path.removeprefix("model.layers.0."): "bias" in entry.tensors
             for entry in self._entries
@@ -189,6 +188,20 @@ class _ModelShape:
         if scaling is not None:
             config["rope_scaling"] = scaling
         return config
+
+    def linear(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a linear layer by its GGUF name."""
+        queries = self.heads * self.head_dim
+        keys = self.kv_heads * self.head_dim
+        return {
+            "attn_q": (queries, self.hidden),
+            "attn_k": (keys, self.hidden),
+            "attn_v": (keys, self.hidden),
+            "attn_output": (self.hidden, queries),
+            "ffn_gate": (self.intermediate, self.hidden),
+            "ffn_up": (self.intermediate, self.hidden),
+            "ffn_down": (self.hidden, self.intermediate),
+        }[name]
 
     def _rope_scaling(self, theta: float) -> dict[str, Any] | None:
         kind = self._value("rope.scaling.type", "linear")
@@ -272,80 +285,79 @@ def llama3_factors(
 
 def _entries(file: GgufFile, shape: _ModelShape) -> list[_Entry]:
     """Every module in mlx-lm's order; SourceError unless all tensors fit."""
-    unused = dict(file.tensors)
-    unused.pop(_ROPE_FACTORS, None)
-    if shape.layers > len(unused):
-        raise SourceError(f"{file.path}: {shape.layers} layers are not there")
-
-    def take(name: str, expected: tuple[int, ...]) -> TensorInfo:
-        info = unused.pop(name, None)
-        if info is None:
-            raise SourceError(f"{file.path}: tensor {name} is missing")
-        if info.shape != expected:
-            raise SourceError(
-                f"{file.path}: tensor {name} is {_by(info.shape)}, but the "
-                f"metadata says {_by(expected)}"
-            )
-        if len(expected) == 1 and info.format.bits:
-            raise SourceError(f"{file.path}: tensor {name} is quantized")
-        return info
-
-    def matrix(
-        name: str, path: str, kind: str, rows: int, columns: int, bias: bool
-    ) -> _Entry:
-        tensors = {"weight": take(f"{name}.weight", (rows, columns))}
-        if bias:
-            tensors["bias"] = take(f"{name}.bias", (rows,))
-        return _Entry(path, kind, tensors)
-
-    def norm(name: str, path: str) -> _Entry:
-        weight = take(f"{name}.weight", (shape.hidden,))
-        return _Entry(path, "other", {"weight": weight})
-
-    queries = shape.heads * shape.head_dim
-    keys = shape.kv_heads * shape.head_dim
-    sizes = {
-        "attn_q": (queries, shape.hidden),
-        "attn_k": (keys, shape.hidden),
-        "attn_v": (keys, shape.hidden),
-        "attn_output": (shape.hidden, queries),
-        "ffn_gate": (shape.intermediate, shape.hidden),
-        "ffn_down": (shape.hidden, shape.intermediate),
-        "ffn_up": (shape.intermediate, shape.hidden),
-    }
-    biased = {
-        "attn": "blk.0.attn_q.bias" in unused,
-        "ffn": "blk.0.ffn_gate.bias" in unused,
-    }
+    tensors = _Unplaced(file, shape)
     vocabulary = (shape.vocab_size, shape.hidden)
-    embedding = "model.embed_tokens"
-    entries = [matrix("token_embd", embedding, "embedding", *vocabulary, False)]
+    entries = [tensors.matrix("token_embd", "model.embed_tokens", vocabulary)]
     for layer in range(shape.layers):
-        for name, path in _LAYER_LINEARS:
-            entries.append(
-                matrix(
-                    f"blk.{layer}.{name}",
-                    f"model.layers.{layer}.{path}",
-                    "linear",
-                    *sizes[name],
-                    biased[name.partition("_")[0]],
-                )
-            )
-        for name, path in _LAYER_NORMS:
-            entries.append(
-                norm(f"blk.{layer}.{name}", f"model.layers.{layer}.{path}")
-            )
-    entries.append(norm("output_norm", "model.norm"))
-    if "output.weight" in unused:
-        entries.append(
-            matrix("output", "lm_head", "linear", *vocabulary, False)
-        )
-    if unused:
+        ours, theirs = f"model.layers.{layer}", f"blk.{layer}"
+        entries += [
+            tensors.linear(theirs, name, f"{ours}.{path}")
+            for name, path in _LAYER_LINEARS
+        ]
+        entries += [
+            tensors.norm(f"{theirs}.{name}", f"{ours}.{path}")
+            for name, path in _LAYER_NORMS
+        ]
+    entries.append(tensors.norm("output_norm", "model.norm"))
+    if "output.weight" in tensors.left:
+        entries.append(tensors.matrix("output", "lm_head", vocabulary))
+    if tensors.left:
         raise SourceError(
-            f"{file.path}: tensor {quoted(min(unused))} has no place in "
+            f"{file.path}: tensor {quoted(min(tensors.left))} has no place in "
             "mlx-lm's llama"
         )
     return entries
+
+
+class _Unplaced:
+    """The file's tensors, until each has found its module."""
+
+    def __init__(self, file: GgufFile, shape: _ModelShape) -> None:
+        self.left = dict(file.tensors)
+        self.left.pop(_ROPE_FACTORS, None)
+        self._file = file
+        self._shape = shape
+        if shape.layers > len(self.left):
+            self._refuse(f"{shape.layers} layers are not there")
+        # mlx-lm has one switch for the biases of each block's part.
+        self._biased = {
+            "attn": "blk.0.attn_q.bias" in self.left,
+            "ffn": "blk.0.ffn_gate.bias" in self.left,
+        }
+
+    def matrix(
+        self, name: str, path: str, shape: tuple[int, int], bias: bool = False
+    ) -> _Entry:
+        tensors = {"weight": self._take(f"{name}.weight", shape)}
+        if bias:
+            tensors["bias"] = self._take(f"{name}.bias", shape[:1])
+        kind = "embedding" if name == "token_embd" else "linear"
+        return _Entry(path, kind, tensors)
+
+    def linear(self, block: str, name: str, path: str) -> _Entry:
+        bias = self._biased[name.partition("_")[0]]
+        shape = self._shape.linear(name)
+        return self.matrix(f"{block}.{name}", path, shape, bias)
+
+    def norm(self, name: str, path: str) -> _Entry:
+        weight = self._take(f"{name}.weight", (self._shape.hidden,))
+        return _Entry(path, "other", {"weight": weight})
+
+    def _take(self, name: str, expected: tuple[int, ...]) -> TensorInfo:
+        if name not in self.left:
+            self._refuse(f"tensor {name} is missing")
+        info = self.left.pop(name)
+        if info.shape != expected:
+            self._refuse(
+                f"tensor {name} is {_by(info.shape)}, but the metadata says "
+                f"{_by(expected)}"
+            )
+        if len(expected) == 1 and info.format.bits:
+            self._refuse(f"tensor {name} is quantized")
+        return info
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise SourceError(f"{self._file.path}: {reason}")
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -16,6 +16,7 @@ GROUP_SIZE = 32
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 
+
 @dataclass(frozen=True)
 class TensorType:
     """A ggml type: `values` weights are stored in a block of `nbytes`.

@@ -191,8 +191,8 @@ class Tokens:
     def _post_processor(self) -> Any:
         from tokenizers import processors
 
-        first = [self._bos] if self._adds("bos") else []
-        last = [self._eos[0]] if self._adds("eos") else []
+        first = self._ids_of("bos") if self._adds("bos") else []
+        last = self._ids_of("eos") if self._adds("eos") else []
         if not first and not last:
             return processors.ByteLevel(trim_offsets=False)
         parts = [self._tokens[i] for i in first]
@@ -206,9 +206,15 @@ class Tokens:
 
     def _adds(self, which: str) -> bool:
         """Whether a text is given the "bos" or "eos" token."""
-        known = {"bos": self._bos is not None, "eos": bool(self._eos)}
         default = self._pre.bos if which == "bos" else False
-        return known[which] and bool(self._value(f"add_{which}_token", default))
+        wanted = self._value(f"add_{which}_token", default)
+        return bool(wanted and self._ids_of(which))
+
+    def _ids_of(self, which: str) -> list[int]:
+        """The "bos" or "eos" token as a list of at most one."""
+        if which == "eos":
+            return self._eos[:1]
+        return [] if self._bos is None else [self._bos]
 
     def _value(self, key: str, default: Any = None) -> Any:
         return self._metadata.get(f"tokenizer.ggml.{key}", default)

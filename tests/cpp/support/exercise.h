@@ -1,0 +1,170 @@
+// Runs everything that can be run on bytes that anybody may have written, on
+// every target, and compares the targets with each other.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/float_bits.h"
+#include "kernels/kernels.h"
+#include "kernels/matrix_ops.h"
+#include "kernels/prepared_matrix.h"
+#include "support/bytes.h"
+
+namespace mlx_entropy::testing {
+
+using Matrix = std::shared_ptr<const PreparedMatrix>;
+
+// The exact arrays of some rows, one after the other.
+inline Bytes decode_rows(const PreparedMatrix& matrix, RowRange rows) {
+  const MatrixHeader& header = matrix.header();
+  const size_t n = rows.end - rows.begin;
+  if (header.scheme != Scheme::kAffine) {
+    Bytes out(n * header.cols * static_cast<size_t>(header.bits) / 8);
+    decode_dense(matrix, rows, out.data());
+    return out;
+  }
+  const size_t codes = n * header.cols * static_cast<size_t>(header.bits) / 8;
+  const size_t groups = n * (header.cols / header.group_size) *
+                        static_cast<size_t>(bit_width(header.float_type)) / 8;
+  Bytes out(codes), scales(groups), biases(groups);
+  decode_affine(matrix, rows, out.data(), scales.data(), biases.data());
+  out.insert(out.end(), scales.begin(), scales.end());
+  out.insert(out.end(), biases.begin(), biases.end());
+  return out;
+}
+
+inline Bytes decode_all(const PreparedMatrix& matrix) {
+  return decode_rows(matrix, {0, matrix.header().rows});
+}
+
+// Values of x that have an exact sum of any few of them.
+inline std::vector<float> test_vector(size_t count) {
+  std::vector<float> x(count);
+  for (size_t i = 0; i < count; ++i) {
+    x[i] = (static_cast<float>(i * 37 % 61) - 30.0f) / 16.0f;
+  }
+  return x;
+}
+
+inline std::vector<float> product(const PreparedMatrix& matrix,
+                                  const std::vector<float>& x, size_t batch) {
+  std::vector<float> y(batch * matrix.header().rows, -1.0f);
+  multiply(matrix, {FloatType::kFloat32, x.data()}, batch,
+           {FloatType::kFloat32, y.data()});
+  return y;
+}
+
+inline std::vector<float> dequantized(const PreparedMatrix& matrix) {
+  const MatrixHeader& header = matrix.header();
+  std::vector<float> weights(size_t{header.rows} * header.cols);
+  dequantize(matrix, {FloatType::kFloat32, weights.data()});
+  return weights;
+}
+
+// The largest |scale * code| + |bias| of each row, or |weight|: what rounding
+// errors of products are relative to. Large where that is not finite.
+inline std::vector<double> row_sizes(const PreparedMatrix& matrix) {
+  const MatrixHeader& header = matrix.header();
+  const bool affine = header.scheme == Scheme::kAffine;
+  const Bytes arrays = decode_all(matrix);
+  const size_t width = static_cast<size_t>(bit_width(header.float_type)) / 8;
+  const size_t per_row = header.cols / (affine ? header.group_size : 1);
+  const size_t count = header.rows * per_row;
+  const uint8_t* const end = arrays.data() + arrays.size();
+  const auto value = [&](const uint8_t* array, size_t i) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, array + i * width, width);
+    return std::abs(static_cast<double>(to_float(header.float_type, bits)));
+  };
+  std::vector<double> sizes(header.rows, 0);
+  for (size_t i = 0; i < count; ++i) {
+    double size = value(end - count * width, i);
+    if (affine) {
+      size += value(end - 2 * count * width, i) * ((1 << header.bits) - 1);
+    }
+    double& row = sizes[i / per_row];
+    row = size <= 1e30 ? std::fmax(row, size) : 1e300;
+  }
+  return sizes;
+}
+
+// Products of several batch sizes against the dequantized weights. Mutated
+// bytes can hold any weights: rows with huge ones run without comparison.
+inline std::string check_products(const PreparedMatrix& matrix) {
+  const MatrixHeader& header = matrix.header();
+  const std::vector<float> weights = dequantized(matrix);
+  const std::vector<double> sizes = row_sizes(matrix);
+  for (size_t batch : {1, 2, 9}) {
+    const std::vector<float> x = test_vector(batch * header.cols);
+    const std::vector<float> y = product(matrix, x, batch);
+    for (size_t i = 0; i < y.size(); ++i) {
+      const size_t b = i / header.rows, row = i % header.rows;
+      if (sizes[row] > 1e30) continue;
+      double sum = 0, size = 0;
+      for (size_t k = 0; k < header.cols; ++k) {
+        const auto value = static_cast<double>(x[b * header.cols + k]);
+        sum += static_cast<double>(weights[row * header.cols + k]) * value;
+        size += sizes[row] * std::abs(value);
+      }
+      const double error = std::abs(static_cast<double>(y[i]) - sum);
+      if (!(error <= 1e-6 * size + 1e-37)) {
+        return "product of row " + std::to_string(row) + " is off by " +
+               std::to_string(error / size);
+      }
+    }
+  }
+  return "";
+}
+
+// Validates on each target; what one says the others must say. Returns what
+// went wrong, "" if nothing did, and sets `accepted`.
+inline std::string exercise(const Bytes& bytes, bool* accepted) {
+  // Matrices of no bits a weight can be huge; validating them is enough.
+  constexpr uint64_t kMaxWeights = 1 << 16;
+  std::string first_error;
+  Bytes first_arrays;
+  bool first = true;
+  *accepted = false;
+  for (const KernelTable* target : available_targets()) {
+    const std::string name = target->name;
+    if (!set_target(name).ok()) return "cannot set target " + name;
+    const auto result = validate(bytes.data(), bytes.size());
+    const std::string error = result.ok() ? "" : result.status().message();
+    if (!first && error != first_error) {
+      return name + " says \"" + error + "\", not \"" + first_error + "\"";
+    }
+    first_error = error;
+    if (!result.ok()) {
+      first = false;
+      continue;
+    }
+    *accepted = true;
+    const PreparedMatrix& matrix = *result.value();
+    const MatrixHeader& header = matrix.header();
+    if (uint64_t{header.rows} * header.cols > kMaxWeights) return "";
+    const Bytes arrays = decode_all(matrix);
+    if (!first && arrays != first_arrays) return name + " decodes differently";
+    first_arrays = arrays;
+    first = false;
+    const uint32_t middle = header.rows / 2;
+    decode_rows(matrix, {middle, header.rows});
+    decode_rows(matrix, {0, middle});
+    plane_entropies(matrix);
+    if (header.scheme == Scheme::kSymbols) continue;
+    const uint32_t wanted[] = {header.rows - 1, 0, middle, 0};
+    std::vector<uint16_t> rows(4 * size_t{header.cols});
+    gather_rows(matrix, wanted, {FloatType::kBfloat16, rows.data()});
+    if (std::string what = check_products(matrix); !what.empty()) {
+      return name + ": " + what;
+    }
+  }
+  return "";
+}
+
+}  // namespace mlx_entropy::testing
