@@ -9,8 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="${PYTHON:-python3}"
 VENV="${VENV:-.venv}"
 
-if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-  echo "error: $PYTHON is not Python 3.10 or later; set PYTHON" >&2
+if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "error: $PYTHON is not Python 3.11 or later; set PYTHON" >&2
   exit 1
 fi
 if [ ! -x "$VENV/bin/python" ]; then

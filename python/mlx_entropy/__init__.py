@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._ext import (
         RANSTable,
         entropy_coded_embedding,
+        entropy_coded_gather_matmul,
         entropy_coded_matmul,
         entropy_decode,
         entropy_dequantize,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .nn import (
         EntropyCodedEmbedding,
         EntropyCodedLinear,
+        EntropyCodedSwitchLinear,
         entropy_quantize,
     )
     from .verification import verify
@@ -35,10 +37,12 @@ if TYPE_CHECKING:
 __all__ = [
     "EntropyCodedEmbedding",
     "EntropyCodedLinear",
+    "EntropyCodedSwitchLinear",
     "RANSTable",
     "__version__",
     "convert",
     "entropy_coded_embedding",
+    "entropy_coded_gather_matmul",
     "entropy_coded_matmul",
     "entropy_decode",
     "entropy_dequantize",
@@ -58,6 +62,7 @@ __all__ = [
 _HOMES = {
     "EntropyCodedEmbedding": "nn",
     "EntropyCodedLinear": "nn",
+    "EntropyCodedSwitchLinear": "nn",
     "convert": "conversion",
     "entropy_quantize": "nn",
     "inspect": "inspection",

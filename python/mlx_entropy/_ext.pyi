@@ -9,7 +9,7 @@ class PlaneInfo:
 
     @property
     def name(self) -> str:
-        """"codes", "scales", "offsets", "corrections", "biases" or "floats"."""
+        """codes, scales, offsets, corrections, biases or floats."""
     @property
     def classes(self) -> int:
         """Entropy-coded classes; 1 means that nothing is entropy-coded."""
@@ -34,10 +34,10 @@ class CodedInfo:
 
     @property
     def scheme(self) -> str:
-        """"affine", "float" or "symbols"."""
+        """affine, float or symbols."""
     @property
     def codec(self) -> str:
-        """"rans16", "rans32" or "raw" (no plane is entropy-coded)."""
+        """rans16, rans32 or raw (no plane is entropy-coded)."""
     @property
     def rows(self) -> int: ...
     @property
@@ -95,6 +95,7 @@ def encode_affine(
     bits: int,
     *,
     tile_rows: int = 0,
+    block_rows: int = 0,
 ) -> mx.array:
     """Code MLX affine-quantized weights without loss; returns uint8 bytes.
 
@@ -107,7 +108,9 @@ def decode_affine(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Packed weight, scales, biases of the rows, bit-identical, 2-D."""
 
-def encode_float(weight: mx.array, *, tile_rows: int = 0) -> mx.array:
+def encode_float(
+    weight: mx.array, *, tile_rows: int = 0, block_rows: int = 0
+) -> mx.array:
     """Code float16, bfloat16 or float32 ``[..., cols]`` without loss."""
 
 def decode_float(
@@ -134,6 +137,23 @@ def entropy_coded_matmul(
 
     ``x`` ``[..., cols]`` float32, float16 or bfloat16; result
     ``[..., output_dims]``. Differentiable and vmap-able in x.
+    """
+
+def entropy_coded_gather_matmul(
+    x: mx.array,
+    coded: mx.array,
+    indices: mx.array,
+    output_dims: int,
+    *,
+    stream: object = None,
+) -> mx.array:
+    """Products with blocks of rows of W, as `mx.gather_qmm`; lazy.
+
+    W is ``rows / output_dims`` matrices on top of each other, coded with
+    ``block_rows=output_dims``. ``x`` ``[..., m, cols]`` and integer
+    ``indices`` ``[...]`` (their leading axes are broadcast) give
+    ``[..., m, output_dims]`` in the dtype of x. Only the matrices that occur
+    in ``indices`` are decoded, each of them once.
     """
 
 def entropy_coded_embedding(

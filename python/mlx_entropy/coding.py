@@ -11,7 +11,7 @@ import mlx.core as mx
 from . import _ext
 from .model_format import CODED, full_name
 from .sources.base import Module
-from .tensors import FLOATS, bits_per_weight, dtype_name, weight_shape
+from .tensors import FLOATS, bits_per_weight, dtype_name, unpacked_shape
 
 _QUANTIZED = ("weight", "scales", "biases")
 
@@ -41,7 +41,8 @@ class ModuleRecord:
     """A module of the converted model, as the journal keeps it.
 
     `quantization` is MLX's description of a quantized module that was not
-    coded; `reason` is why a linear, embedding or quantized one was not.
+    coded; `reason` is why one of a kind that can be coded was not. `rows` of
+    a coded module start with that of its weight.
     """
 
     path: str
@@ -64,11 +65,11 @@ class ModuleRecord:
 
 
 def raw_reason(ndim: int, kind: str = "other") -> str:
-    """Why a tensor that is no linear or embedding weight is not coded."""
+    """Why a tensor that is no layer's weight matrix is not coded."""
     if ndim < 2:
         return f"{ndim}-D tensor"
     if kind == "other":
-        return "not a linear or embedding layer"
+        return "not a linear, embedding or expert layer"
     return "not a weight"
 
 
@@ -99,34 +100,38 @@ def _ineligible(module: Module) -> str | None:
     weight = module.tensors.get("weight")
     if weight is None:
         return "no weight"
-    if module.kind not in ("linear", "embedding"):
+    if module.kind == "other":
         return raw_reason(weight.ndim)
-    if weight.ndim != 2:
+    if weight.ndim != (3 if module.kind == "switch" else 2):
         return f"{weight.ndim}-D tensor"
     if weight.size == 0:
         return "empty tensor"
     if module.quantization is None:
         if weight.dtype not in FLOATS:
             return f"type {dtype_name(weight.dtype)}"
-        return None
+        return module.obstacle
     mode = module.quantization["mode"]
     if mode != "affine":
         return f"mode {mode} is not affine"
     if not {"scales", "biases"} <= module.tensors.keys():
         return "scales or biases missing"
-    return None
+    return module.obstacle
 
 
 def _encode(module: Module) -> mx.array:
     tensors, quantization = module.tensors, module.quantization
+    # Experts are decoded one by one, so each starts a tile.
+    weight = tensors["weight"]
+    block_rows = weight.shape[1] if module.kind == "switch" else 0
     if quantization is None:
-        return _ext.encode_float(tensors["weight"])
+        return _ext.encode_float(weight, block_rows=block_rows)
     return _ext.encode_affine(
-        tensors["weight"],
+        weight,
         tensors["scales"],
         tensors["biases"],
         int(quantization["group_size"]),
         int(quantization["bits"]),
+        block_rows=block_rows,
     )
 
 
@@ -183,7 +188,9 @@ def _weight_row(
     codec: str,
     reason: str | None,
 ) -> ConvertedTensor:
-    shape = weight_shape(matrix["weight"], module.quantization)
+    shape = tuple(matrix["weight"].shape)
+    if module.quantization is not None:
+        shape = unpacked_shape(shape, module.quantization["bits"])
     name = full_name(module.path, "weight")
     return _row(name, shape, _nbytes(matrix), nbytes, codec, reason)
 

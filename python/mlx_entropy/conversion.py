@@ -253,6 +253,11 @@ class _Conversion:
                 for record in self.records
                 if record.kind == "embedding"
             ],
+            "experts": {
+                record.path: record.rows[0].shape[0]
+                for record in self.records
+                if record.kind == "switch" and record.coded
+            },
             "raw": {
                 record.path: {"kind": record.kind, "reason": record.reason}
                 for record in self.records

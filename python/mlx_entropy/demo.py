@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ._version import version
-from .bench.generate import CODED, STOCK, bench_generate, encode_prompt
+from .bench.generate import bench_generate, encode_prompt
 from .bench.load import bench_load
 from .bench.memory import peak_resident_bytes, resident_bytes, restart_peak
-from .bench.report import machine
+from .bench.report import CODED, STOCK, machine
 from .conversion import convert
 from .destination import is_converted
 from .inspection import ModelReport, inspect
@@ -160,6 +160,8 @@ class Demo:
             )
         for found in report.mismatches:
             self._say(f"NOT identical: {found.name} {found.problem}")
+        if not report.identical:
+            self._say(f"to convert again, delete {self.coded}")
         return report
 
     def _answer(self) -> Report:

@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from .files import sync_directory
 from .model_format import is_converted
 
 JOURNAL = "mlx-entropy-journal.json"
@@ -22,15 +23,6 @@ JOURNAL = "mlx-entropy-journal.json"
 
 class DestinationError(ValueError):
     """The destination cannot be written, or must not be replaced."""
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Destination:
@@ -53,14 +45,21 @@ class Destination:
     def _check_replaceable(self) -> None:
         if not os.path.lexists(self.path):
             return
+        if self.path.is_mount() or self.path == Path.cwd():
+            # A rename could not replace it, or not for the user's shell.
+            raise DestinationError(
+                f"{self.path} is in use; name a directory inside of it"
+            )
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            return
+        if not is_converted(self.path):
+            raise DestinationError(
+                f"{self.path} exists and was not made by mlx-entropy; "
+                "it is not replaced"
+            )
         if not self._overwrite:
             raise DestinationError(
                 f"{self.path} exists; overwrite (--overwrite) replaces it"
-            )
-        empty = self.path.is_dir() and not any(self.path.iterdir())
-        if not empty and not is_converted(self.path):
-            raise DestinationError(
-                f"{self.path} was not made by mlx-entropy; not replaced"
             )
 
     def _check_apart(self, source: Path) -> None:

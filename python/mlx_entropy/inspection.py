@@ -14,7 +14,12 @@ from .model_format import CODED, full_name
 from .progress import Progress, ProgressCallback
 from .sources.safetensors_file import StoredTensor
 from .stored import StoredModel
-from .tensors import bits_per_weight, dtype_name, dtype_named
+from .tensors import (
+    bits_per_weight,
+    dtype_name,
+    dtype_named,
+    unpacked_shape,
+)
 
 # Planes whose values are the weights themselves.
 _WEIGHT_PLANES = ("codes", "floats")
@@ -30,7 +35,7 @@ class InspectedTensor:
     bits a weight, None where the tensor is not coded; then `reason` says why.
     `scheme` is "affine", MLX's name of another mode, or "float" for a tensor
     that is not quantized. `dtype` is the type of the values, or of the scales.
-    `kind` is "linear", "embedding" or "other".
+    `kind` is "linear", "embedding", "switch" (experts) or "other".
     """
 
     name: str
@@ -80,6 +85,10 @@ class ModelReport:
     def embedding(self) -> Totals:
         return _totals(row for row in self.tensors if row.kind == "embedding")
 
+    @property
+    def switch(self) -> Totals:
+        return _totals(row for row in self.tensors if row.kind == "switch")
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types, totals first."""
         total = self.total
@@ -94,6 +103,7 @@ class ModelReport:
             "total": vars(total),
             "linear": vars(self.linear),
             "embedding": vars(self.embedding),
+            "switch": vars(self.switch),
             "tensors": [vars(row) for row in self.tensors],
         }
 
@@ -136,6 +146,7 @@ class _Names:
     def __init__(self, model: StoredModel) -> None:
         self._model = model
         self._embeddings = set(model.about.get("embeddings", ()))
+        self._experts: dict[str, int] = model.about.get("experts", {})
         self._raw: dict[str, dict[str, str]] = model.about.get("raw", {})
 
     def rows(self, path: str, parameters: list[str]) -> list[InspectedTensor]:
@@ -167,10 +178,17 @@ class _Names:
             raise ValueError(f"{name}: {error}") from error
         plane = next(p for p in _WEIGHT_PLANES if p in entropies)
         weights = info.rows * info.cols
+        kind = "linear"
+        shape: tuple[int, ...] = (info.rows, info.cols)
+        if path in self._embeddings:
+            kind = "embedding"
+        elif experts := self._experts.get(path):
+            kind = "switch"
+            shape = (experts, info.rows // experts, info.cols)
         return InspectedTensor(
             name=f"{path}.weight",
-            kind="embedding" if path in self._embeddings else "linear",
-            shape=(info.rows, info.cols),
+            kind=kind,
+            shape=shape,
             weights=weights,
             coded_bytes=stored.nbytes,
             bits_per_weight=bits_per_weight(stored.nbytes, weights),
@@ -189,7 +207,7 @@ class _Names:
         if "scales" in packed:
             quantization = self._quantization(path)
             bits = quantization["bits"]
-            shape = (*shape[:-1], shape[-1] * 32 // bits)
+            shape = unpacked_shape(shape, bits)
             layout = _Layout(
                 quantization.get("mode", "affine"),
                 _plain_layout(stored[1]).dtype,

@@ -27,6 +27,8 @@ from .nn.coded import EntropyCoded
 from .nn.embedding import EntropyCodedEmbedding
 from .nn.linear import EntropyCodedLinear
 from .nn.swap import module_at, replace_module
+from .nn.switch import EntropyCodedSwitchLinear
+from .tensors import is_switch
 
 Classes = tuple[type[nn.Module], type]
 
@@ -41,8 +43,8 @@ _stock: Any = None
 def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
     """`mlx_lm.load` that also understands converted models.
 
-    Adapters (LoRA) work as with other models, and so does mlx-lm's pipeline
-    parallelism; tensor parallelism (`model.shard`) is refused.
+    Adapters (LoRA) work as with other models. Tensor parallelism, i.e.
+    `model.shard`, is refused.
 
     Args:
         path (str): Directory or Hugging Face repository, converted or stock.
@@ -152,9 +154,10 @@ def _swap_in_coded(
     for name in [name for name in weights if name.endswith(_SUFFIX)]:
         coded[name] = weights.pop(name)
         info = _validated(name, coded[name])
-        stand_in = mx.full((info.rows, info.cols), mx.nan, info.dtype)
+        path = name.removesuffix(_SUFFIX)
+        stand_in = mx.full(_weight_shape(model, path, info), mx.nan, info.dtype)
         stand_ins[id(stand_in)] = stand_in, name, info
-        weight = f"{name.removesuffix(_SUFFIX)}.weight"
+        weight = f"{path}.weight"
         if weight in weights:
             raise ValueError(f"the model has both {weight} and {name}")
         weights[weight] = stand_in
@@ -173,6 +176,20 @@ def _swap_in_coded(
             f"loads them, so they cannot be coded: {', '.join(sorted(lost))}"
         )
     return weights
+
+
+def _weight_shape(
+    model: nn.Module, path: str, info: _ext.CodedInfo
+) -> tuple[int, ...]:
+    """Shape of the stock weight: experts have an axis of their own."""
+    try:
+        stock = module_at(model, path)
+    except LookupError:  # `sanitize` may rename it.
+        return info.rows, info.cols
+    if is_switch(stock) and stock.weight.size == info.rows * info.cols:
+        shape: tuple[int, ...] = stock.weight.shape
+        return shape
+    return info.rows, info.cols
 
 
 def _validated(name: str, array: mx.array) -> _ext.CodedInfo:
@@ -204,7 +221,17 @@ def _swap(
     except LookupError as error:
         raise ValueError(f"{name}: {error}") from None
     layer: EntropyCoded
-    if type(stock) is nn.Linear:
+    if is_switch(stock):
+        layer = EntropyCodedSwitchLinear(
+            stock.input_dims,
+            stock.output_dims,
+            stock.num_experts,
+            coded.size,
+            "bias" in stock,
+            info.dtype,
+        )
+        rows, cols = stock.num_experts * stock.output_dims, stock.input_dims
+    elif type(stock) is nn.Linear:
         rows, cols = stock.weight.shape
         layer = EntropyCodedLinear(
             cols, rows, coded.size, "bias" in stock, info.dtype

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import mlx.core as mx
 
@@ -25,6 +24,19 @@ DTYPE_NAMES: dict[mx.Dtype, str] = {
 
 # The types of weights that can be coded.
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+# mlx-lm's stacked experts, known by name: importing them takes long.
+_EXPERTS = {"SwitchLinear", "QuantizedSwitchLinear"}
+
+
+def is_switch(module: object) -> bool:
+    """Whether this is mlx-lm's own linear layer of many experts."""
+    kind = type(module)
+    return (
+        kind.__name__ in _EXPERTS
+        and kind.__module__ == "mlx_lm.models.switch_layers"
+    )
+
 
 _UNSIGNED: dict[int, mx.Dtype] = {
     1: mx.uint8,
@@ -61,14 +73,10 @@ def as_bytes(array: mx.array) -> memoryview:
     return memoryview(flat.view(mx.uint8))  # type: ignore[arg-type]
 
 
-def weight_shape(
-    weight: mx.array, quantization: Mapping[str, Any] | None
-) -> tuple[int, ...]:
-    """Shape in weights; packed codes count as the weights they hold."""
-    shape = tuple(weight.shape)
-    if quantization is None or weight.dtype != mx.uint32:
-        return shape
-    return (*shape[:-1], shape[-1] * 32 // int(quantization["bits"]))
+def unpacked_shape(shape: Sequence[int], bits: int) -> tuple[int, ...]:
+    """Shape in weights of codes that are packed into 32-bit words."""
+    *rows, words = shape
+    return (*rows, words * 32 // bits)
 
 
 def bits_per_weight(nbytes: int, weights: int) -> float:

@@ -26,11 +26,12 @@ constexpr uint64_t kTilesWanted = 8;
 // of the size to be chosen.
 constexpr double kWideGain = 0.01;
 
-uint32_t choose_tile_rows(const MatrixHeader& header, uint32_t wanted) {
+uint32_t choose_tile_rows(const MatrixHeader& header,
+                          const EncodeOptions& options) {
   const uint32_t unit = row_unit(header.cols);
   const uint64_t most =
       std::max<uint64_t>(unit, kMaxTileSymbols / header.cols / unit * unit);
-  uint64_t rows = wanted;
+  uint64_t rows = options.tile_rows;
   if (rows == 0) {
     const uint64_t symbols = uint64_t{header.rows} * header.cols;
     const uint64_t target =
@@ -40,7 +41,24 @@ uint32_t choose_tile_rows(const MatrixHeader& header, uint32_t wanted) {
     rows = ceil_div(header.rows, tiles);
   }
   rows = std::min(ceil_div(rows, unit) * unit, most);
+  if (options.block_rows != 0) {
+    // The largest part of a block that is a whole number of steps.
+    rows = std::min<uint64_t>(rows, options.block_rows);
+    while (rows > unit && options.block_rows % rows != 0) rows -= unit;
+  }
   return static_cast<uint32_t>(std::min<uint64_t>(rows, header.rows));
+}
+
+Status check_blocks(const MatrixHeader& header, uint32_t block_rows) {
+  if (block_rows == 0 || block_rows == header.rows) return {};
+  if (header.rows % block_rows != 0 ||
+      block_rows % row_unit(header.cols) != 0) {
+    return Status::error("blocks of " + std::to_string(block_rows) +
+                         " rows do not divide " + std::to_string(header.rows) +
+                         " x " + std::to_string(header.cols) +
+                         " into whole steps of 64");
+  }
+  return {};
 }
 
 // Splits the values of one plane of one tile.
@@ -339,7 +357,10 @@ Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
     return Status::error("matrix too large: " + std::to_string(header.rows) +
                          " x " + std::to_string(header.cols));
   }
-  header.tile_rows = choose_tile_rows(header, options.tile_rows);
+  if (Status status = check_blocks(header, options.block_rows); !status.ok()) {
+    return status;
+  }
+  header.tile_rows = choose_tile_rows(header, options);
   header.tiles = static_cast<uint32_t>(ceil_div(header.rows, header.tile_rows));
   choose_planes(source, options, &header);
   std::vector<TilePayload> tiles(header.tiles);

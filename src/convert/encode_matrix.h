@@ -15,6 +15,9 @@ namespace mlx_entropy {
 struct EncodeOptions {
   // Rows of a tile, 0 to choose. Rounded up so that tiles start on a step.
   uint32_t tile_rows = 0;
+  // If not 0: every multiple of so many rows starts a tile, so that each block
+  // (an expert) can be decoded alone. Divides the rows.
+  uint32_t block_rows = 0;
   // Frequencies of a symbols plane, instead of those of its own histogram.
   std::optional<std::vector<uint16_t>> frequencies;
 };

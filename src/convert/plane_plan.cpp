@@ -68,11 +68,15 @@ PlanePlan plan_split(PlaneKind kind, const PlaneHistogram& histogram,
 
   PlanePlan plan;
   plan.plane.kind = kind;
-  plan.plane.shift = std::min(raw_bits, histogram.common_bits());
+  // Values share their lowest bits with the base, which the window of a signed
+  // plane only has down to its own alignment.
+  plan.plane.shift = std::min(
+      {raw_bits, histogram.common_bits(), std::countr_zero(histogram.base())});
   plan.plane.raw_bits = raw_bits - plan.plane.shift;
   plan.plane.base =
       histogram.base() + static_cast<uint32_t>(begin << raw_bits) +
-      (histogram.example() & ((uint32_t{1} << plan.plane.shift) - 1));
+      (histogram.example() &
+       static_cast<uint32_t>((uint64_t{1} << plan.plane.shift) - 1));
   const std::span window(counts.data() + begin, end - begin);
   plan.plane.frequencies = quantize_frequencies(window, limits.precision_bits);
   // With one live class the others are all exceptions: no need for a table.

@@ -12,7 +12,7 @@
 
 namespace mlx_entropy {
 
-// y[b, n] = sum over k of x[b, k] * W[n, k], float32.
+// y[b, n] = sum over k of x[b, k] * W[first_row + n, k], float32.
 struct ProductArgs {
   const PreparedMatrix* matrix = nullptr;
   size_t batch = 0;
@@ -21,7 +21,9 @@ struct ProductArgs {
   size_t x_stride = 0;
   // Sums of x over each quantization group, [cols / group_size], batch 1 only.
   const float* x_group_sums = nullptr;
-  float* y = nullptr;  // [batch, rows]
+  float* y = nullptr;  // [batch, y_stride]
+  size_t y_stride = 0;
+  uint32_t first_row = 0;
 };
 
 // Where decode_tile puts the values of a tile; null pointers are skipped.

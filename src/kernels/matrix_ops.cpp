@@ -10,45 +10,13 @@
 
 #include "base/bits.h"
 #include "base/thread_pool.h"
+#include "kernels/float_copy.h"
 #include "kernels/kernels.h"
+#include "kernels/runs.h"
 #include "quant/affine.h"
 
 namespace mlx_entropy {
 namespace {
-
-constexpr size_t kVector = 16;  // widest target, in floats
-
-void copy_to_float(ConstFloatArray from, size_t first, size_t n, float* to) {
-  const auto* halves = static_cast<const uint16_t*>(from.data) + first;
-  switch (from.type) {
-    case FloatType::kFloat16:
-      for (size_t i = 0; i < n; ++i) to[i] = float16_to_float(halves[i]);
-      break;
-    case FloatType::kBfloat16:
-      for (size_t i = 0; i < n; ++i) to[i] = bfloat16_to_float(halves[i]);
-      break;
-    default:
-      std::copy_n(static_cast<const float*>(from.data) + first, n, to);
-  }
-}
-
-void copy_from_float(const float* from, size_t n, FloatArray to, size_t first) {
-  auto* halves = static_cast<uint16_t*>(to.data) + first;
-  switch (to.type) {
-    case FloatType::kFloat16:
-      for (size_t i = 0; i < n; ++i) {
-        halves[i] = static_cast<uint16_t>(float_to_float16(from[i]));
-      }
-      break;
-    case FloatType::kBfloat16:
-      for (size_t i = 0; i < n; ++i) {
-        halves[i] = static_cast<uint16_t>(float_to_bfloat16(from[i]));
-      }
-      break;
-    default:
-      std::copy_n(from, n, static_cast<float*>(to.data) + first);
-  }
-}
 
 // Puts the low bits of 32-bit patterns where the array's type wants them.
 void put_bits(FloatType type, uint32_t bits, void* array, size_t index) {
@@ -187,46 +155,6 @@ Result<std::shared_ptr<const PreparedMatrix>> validate(const uint8_t* data,
   return matrix;
 }
 
-void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
-              FloatArray y) {
-  const MatrixHeader& header = matrix.header();
-  const size_t cols = header.cols;
-  if (batch == 0) return;
-  ProductArgs args;
-  args.matrix = &matrix;
-  args.batch = batch;
-  args.x_stride = ceil_div(cols, kVector) * kVector;
-  std::vector<float> padded(batch * args.x_stride, 0.0f);
-  for (size_t b = 0; b < batch; ++b) {
-    copy_to_float(x, b * cols, cols, &padded[b * args.x_stride]);
-  }
-  args.x = padded.data();
-  std::vector<float> sums;
-  if (header.scheme == Scheme::kAffine && batch == 1) {
-    sums.resize(cols / header.group_size);
-    for (size_t g = 0; g < sums.size(); ++g) {
-      const float* const group = &padded[g * header.group_size];
-      sums[g] = std::accumulate(group, group + header.group_size, 0.0f);
-    }
-  }
-  args.x_group_sums = sums.data();
-  std::vector<float> result;
-  if (y.type != FloatType::kFloat32) result.resize(batch * header.rows);
-  args.y = y.type == FloatType::kFloat32 ? static_cast<float*>(y.data)
-                                         : result.data();
-  // Groups of tiles as equal as possible, at least one for each thread.
-  const KernelTable& target = active_target();
-  const size_t groups = std::min<size_t>(
-      header.tiles, std::max<size_t>(ceil_div(header.tiles, target.max_streams),
-                                     ThreadPool::instance().size()));
-  ThreadPool::instance().run(groups, [&](size_t group) {
-    const auto first = static_cast<uint32_t>(group * header.tiles / groups);
-    const auto end = static_cast<uint32_t>((group + 1) * header.tiles / groups);
-    target.product(args, first, end - first, Scratch::local());
-  });
-  if (!result.empty()) copy_from_float(result.data(), result.size(), y, 0);
-}
-
 void gather_rows(const PreparedMatrix& matrix,
                  std::span<const uint32_t> indices, FloatArray out) {
   const MatrixHeader& header = matrix.header();
@@ -235,14 +163,9 @@ void gather_rows(const PreparedMatrix& matrix,
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(),
             [&](size_t a, size_t b) { return indices[a] < indices[b]; });
-  std::vector<size_t> starts;
-  for (size_t i = 0; i < order.size(); ++i) {
-    if (i == 0 || indices[order[i]] / header.tile_rows !=
-                      indices[order[i - 1]] / header.tile_rows) {
-      starts.push_back(i);
-    }
-  }
-  starts.push_back(order.size());
+  const std::vector<size_t> starts = run_starts(order.size(), [&](size_t i) {
+    return indices[order[i]] / header.tile_rows;
+  });
   const bool like_mlx = out.type == header.float_type;
   ThreadPool::instance().run(starts.size() - 1, [&](size_t task) {
     const size_t begin = starts[task], end = starts[task + 1];

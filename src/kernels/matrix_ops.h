@@ -32,6 +32,16 @@ struct ConstFloatArray {
 void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
               FloatArray y);
 
+// Products with blocks of rows of W, as a mixture of experts takes them: W is
+// header().rows / block_rows matrices on top of each other, which start on
+// tiles (rows_start_tiles), and row i of x is multiplied with matrix blocks[i].
+// x [n, cols], y [n, block_rows]. Only the blocks that occur are decoded.
+void multiply_blocks(const PreparedMatrix& matrix, uint32_t block_rows,
+                     std::span<const uint32_t> blocks, ConstFloatArray x,
+                     FloatArray y);
+// Every multiple of block_rows starts a tile.
+bool rows_start_tiles(const MatrixHeader& header, uint32_t block_rows);
+
 // Rows `indices` of W, each below header().rows, as [n, cols]. With the type
 // of the scales (or values) this rounds after the product and after the sum,
 // as MLX's dequantize does; to another type it rounds once, from float32.

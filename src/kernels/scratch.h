@@ -9,7 +9,16 @@ namespace mlx_entropy {
 // Buffers that one thread reuses from call to call. They only grow.
 class Scratch {
  public:
-  enum Slot { kClasses, kWords, kSide, kScales, kBiases, kPanel, kTall, kSlots };
+  enum Slot {
+    kClasses,
+    kWords,
+    kSide,
+    kScales,
+    kBiases,
+    kPanel,
+    kTall,
+    kSlots
+  };
 
   Scratch() = default;
   Scratch(const Scratch&) = delete;

@@ -34,15 +34,20 @@ const void* dense_data(const mx::array& array, std::vector<uint8_t>* storage) {
   if (array.flags().row_contiguous || array.size() == 0) return data;
   const size_t item = array.itemsize();
   storage->resize(array.nbytes());
-  std::vector<int64_t> index(array.ndim(), 0);
+  // Rows that are contiguous, as those of a broadcast array, go in one piece.
+  const bool whole_rows = array.strides().back() == 1;
+  const size_t piece =
+      whole_rows ? static_cast<size_t>(array.shape().back()) : 1;
+  const size_t outer = array.ndim() - (whole_rows ? 1 : 0);
+  std::vector<int64_t> index(outer, 0);
   uint8_t* to = storage->data();
-  for (size_t i = 0; i < array.size(); ++i, to += item) {
+  for (size_t i = 0; i < array.size(); i += piece, to += piece * item) {
     int64_t offset = 0;
-    for (size_t axis = 0; axis < index.size(); ++axis) {
+    for (size_t axis = 0; axis < outer; ++axis) {
       offset += index[axis] * array.strides()[axis];
     }
-    std::memcpy(to, data + offset * static_cast<int64_t>(item), item);
-    for (size_t axis = index.size(); axis-- > 0;) {
+    std::memcpy(to, data + offset * static_cast<int64_t>(item), piece * item);
+    for (size_t axis = outer; axis-- > 0;) {
       if (++index[axis] < array.shape()[axis]) break;
       index[axis] = 0;
     }

@@ -57,13 +57,14 @@ void bind_codec(nb::module_& m) {
   m.def(
       "encode_affine",
       [](mx::array weight, mx::array scales, std::optional<mx::array> biases,
-         int group_size, int bits, int tile_rows) {
+         int group_size, int bits, int tile_rows, int block_rows) {
         if (!biases) fail("encode_affine", "affine weights have biases");
         return encode_affine(std::move(weight), std::move(scales),
-                             std::move(*biases), group_size, bits, tile_rows);
+                             std::move(*biases), group_size, bits, tile_rows,
+                             block_rows);
       },
       "weight"_a, "scales"_a, "biases"_a.none(), "group_size"_a, "bits"_a,
-      nb::kw_only(), "tile_rows"_a = 0, Released());
+      nb::kw_only(), "tile_rows"_a = 0, "block_rows"_a = 0, Released());
   m.def(
       "decode_affine",
       [](mx::array coded, int64_t row_start, std::optional<int64_t> row_stop) {
@@ -76,7 +77,7 @@ void bind_codec(nb::module_& m) {
       },
       "coded"_a, nb::kw_only(), "row_start"_a = 0, "row_stop"_a = nb::none());
   m.def("encode_float", &encode_float, "weight"_a, nb::kw_only(),
-        "tile_rows"_a = 0, Released());
+        "tile_rows"_a = 0, "block_rows"_a = 0, Released());
   m.def("decode_float", &decode_float, "coded"_a, nb::kw_only(),
         "row_start"_a = 0, "row_stop"_a = nb::none(), Released());
   m.def("validate", &validate_array, "coded"_a, Released());
@@ -99,6 +100,9 @@ void bind_codec(nb::module_& m) {
 void bind_ops(nb::module_& m) {
   m.def("entropy_coded_matmul", &entropy_coded_matmul, "x"_a, "coded"_a,
         "output_dims"_a, nb::kw_only(), "stream"_a = nb::none());
+  m.def("entropy_coded_gather_matmul", &entropy_coded_gather_matmul, "x"_a,
+        "coded"_a, "indices"_a, "output_dims"_a, nb::kw_only(),
+        "stream"_a = nb::none());
   m.def("entropy_coded_embedding", &entropy_coded_embedding, "indices"_a,
         "coded"_a, "dims"_a, "dtype"_a, nb::kw_only(), "stream"_a = nb::none());
   m.def("entropy_dequantize", &entropy_dequantize, "coded"_a, "rows"_a,

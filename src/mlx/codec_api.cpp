@@ -46,10 +46,12 @@ uint32_t leading_rows(const mx::array& array) {
                                static_cast<size_t>(array.shape(-1)));
 }
 
-EncodeOptions options(const char* op, int tile_rows) {
+EncodeOptions options(const char* op, int tile_rows, int block_rows = 0) {
   if (tile_rows < 0) fail(op, "tile_rows must not be negative");
+  if (block_rows < 0) fail(op, "block_rows must not be negative");
   EncodeOptions options;
   options.tile_rows = static_cast<uint32_t>(tile_rows);
+  options.block_rows = static_cast<uint32_t>(block_rows);
   return options;
 }
 
@@ -179,7 +181,8 @@ mx::array entropy_decode(mx::array coded, int64_t row_start,
 }
 
 mx::array encode_affine(mx::array weight, mx::array scales, mx::array biases,
-                        int group_size, int bits, int tile_rows) {
+                        int group_size, int bits, int tile_rows,
+                        int block_rows) {
   constexpr const char* kOp = "encode_affine";
   const bool known_bits = (bits >= 2 && bits <= 6) || bits == 8;
   const bool known_group =
@@ -217,7 +220,8 @@ mx::array encode_affine(mx::array weight, mx::array scales, mx::array biases,
   arrays.codes = weight.data<uint32_t>();
   arrays.scales = scales.data<void>();
   arrays.biases = biases.data<void>();
-  return to_array(kOp, encode_affine(arrays, options(kOp, tile_rows)));
+  return to_array(kOp,
+                  encode_affine(arrays, options(kOp, tile_rows, block_rows)));
 }
 
 std::vector<mx::array> decode_affine(mx::array coded, int64_t row_start,
@@ -237,7 +241,7 @@ std::vector<mx::array> decode_affine(mx::array coded, int64_t row_start,
   return out;
 }
 
-mx::array encode_float(mx::array weight, int tile_rows) {
+mx::array encode_float(mx::array weight, int tile_rows, int block_rows) {
   constexpr const char* kOp = "encode_float";
   const FloatType type = float_type(weight.dtype());
   if (type == FloatType::kNone || weight.ndim() == 0 || weight.size() == 0) {
@@ -248,7 +252,7 @@ mx::array encode_float(mx::array weight, int tile_rows) {
       kOp,
       encode_matrix(FloatSource(weight.data<void>(), type, leading_rows(weight),
                                 static_cast<uint32_t>(weight.shape(-1))),
-                    options(kOp, tile_rows)));
+                    options(kOp, tile_rows, block_rows)));
 }
 
 mx::array decode_float(mx::array coded, int64_t row_start,

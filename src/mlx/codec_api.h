@@ -50,10 +50,11 @@ mx::array entropy_encode(mx::array symbols, const RansTable* table,
 mx::array entropy_decode(mx::array coded, int64_t row_start,
                          std::optional<int64_t> row_stop);
 mx::array encode_affine(mx::array weight, mx::array scales, mx::array biases,
-                        int group_size, int bits, int tile_rows);
+                        int group_size, int bits, int tile_rows,
+                        int block_rows);
 std::vector<mx::array> decode_affine(mx::array coded, int64_t row_start,
                                      std::optional<int64_t> row_stop);
-mx::array encode_float(mx::array weight, int tile_rows);
+mx::array encode_float(mx::array weight, int tile_rows, int block_rows);
 mx::array decode_float(mx::array coded, int64_t row_start,
                        std::optional<int64_t> row_stop);
 

@@ -32,6 +32,12 @@ void check_float(const char* op, const char* what, mx::Dtype dtype) {
   }
 }
 
+void check_indices(const char* op, const mx::array& indices) {
+  if (!mx::issubdtype(indices.dtype(), mx::integer)) {
+    fail(op, "indices must be integers, got " + name(indices.dtype()));
+  }
+}
+
 void check_positive(const char* op, const char* what, int value) {
   if (value <= 0) {
     fail(op,
@@ -64,6 +70,34 @@ mx::array entropy_coded_matmul(const mx::array& x, const mx::array& coded,
       {x, coded});
 }
 
+mx::array entropy_coded_gather_matmul(const mx::array& x,
+                                      const mx::array& coded,
+                                      const mx::array& indices, int output_dims,
+                                      mx::StreamOrDevice s) {
+  constexpr const char* kOp = "entropy_coded_gather_matmul";
+  check_coded(kOp, coded);
+  check_float(kOp, "x", x.dtype());
+  check_positive(kOp, "output_dims", output_dims);
+  check_indices(kOp, indices);
+  if (x.ndim() < 2 || x.shape(-1) == 0) {
+    fail(kOp,
+         "x must have two axes to multiply, got shape " + to_string(x.shape()));
+  }
+  const mx::Stream stream = cpu_stream(s);
+  mx::Shape batch(x.shape().begin(), x.shape().end() - 2);
+  batch = mx::broadcast_shapes(batch, indices.shape());
+  mx::Shape x_shape = batch;
+  x_shape.insert(x_shape.end(), {x.shape(-2), x.shape(-1)});
+  mx::Shape out_shape = batch;
+  out_shape.insert(out_shape.end(), {x.shape(-2), output_dims});
+  return mx::array(
+      std::move(out_shape), x.dtype(),
+      std::make_shared<EntropyCodedGatherMatmul>(stream, output_dims),
+      {mx::broadcast_to(x, x_shape, stream), coded,
+       mx::broadcast_to(mx::astype(indices, mx::int64, stream), batch,
+                        stream)});
+}
+
 mx::array entropy_coded_embedding(const mx::array& indices,
                                   const mx::array& coded, int dims,
                                   mx::Dtype dtype, mx::StreamOrDevice s) {
@@ -71,9 +105,7 @@ mx::array entropy_coded_embedding(const mx::array& indices,
   check_coded(kOp, coded);
   check_float(kOp, "dtype", dtype);
   check_positive(kOp, "dims", dims);
-  if (!mx::issubdtype(indices.dtype(), mx::integer)) {
-    fail(kOp, "indices must be integers, got " + name(indices.dtype()));
-  }
+  check_indices(kOp, indices);
   const mx::Stream stream = cpu_stream(s);
   mx::Shape shape = indices.shape();
   shape.push_back(dims);

@@ -12,6 +12,12 @@ namespace mx = mlx::core;
 mx::array entropy_coded_matmul(const mx::array& x, const mx::array& coded,
                                int output_dims, mx::StreamOrDevice s = {});
 
+// Products with blocks of output_dims rows (experts), like mx.gather_qmm.
+mx::array entropy_coded_gather_matmul(const mx::array& x,
+                                      const mx::array& coded,
+                                      const mx::array& indices, int output_dims,
+                                      mx::StreamOrDevice s = {});
+
 mx::array entropy_coded_embedding(const mx::array& indices,
                                   const mx::array& coded, int dims,
                                   mx::Dtype dtype, mx::StreamOrDevice s = {});

@@ -52,6 +52,25 @@ void dispatch(mx::Stream stream, const std::vector<mx::array>& inputs,
                                                 out)]() mutable { task(out); });
 }
 
+// int64 indices, those from -count to -1 counted from the end.
+std::vector<uint32_t> checked_indices(const char* op, const mx::array& indices,
+                                      int64_t count) {
+  std::vector<uint8_t> storage;
+  const auto* const data =
+      static_cast<const int64_t*>(dense_data(indices, &storage));
+  std::vector<uint32_t> checked(indices.size());
+  for (size_t i = 0; i < checked.size(); ++i) {
+    const int64_t index = data[i] < 0 ? data[i] + count : data[i];
+    if (index < 0 || index >= count) {
+      throw std::out_of_range("[" + std::string(op) + "] index " +
+                              std::to_string(data[i]) +
+                              " is out of range for " + std::to_string(count));
+    }
+    checked[i] = static_cast<uint32_t>(index);
+  }
+  return checked;
+}
+
 }  // namespace
 
 void EntropyCodedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
@@ -122,30 +141,64 @@ std::vector<mx::Shape> EntropyCodedMatmul::output_shapes(
   return {shape};
 }
 
+void EntropyCodedGatherMatmul::eval_cpu(const std::vector<mx::array>& inputs,
+                                        std::vector<mx::array>& outputs) {
+  dispatch(stream(), inputs, outputs[0],
+           [x = mx::array::unsafe_weak_copy(inputs[0]),
+            coded = CodedBytes(inputs[1]),
+            indices = mx::array::unsafe_weak_copy(inputs[2]),
+            dims = output_dims_](mx::array& y) {
+             constexpr const char* kOp = "entropy_coded_gather_matmul";
+             const auto matrix = open(kOp, coded, -1, x.shape(-1));
+             const auto block_rows = static_cast<uint32_t>(dims);
+             if (!rows_start_tiles(matrix->header(), block_rows)) {
+               fail(kOp, "the matrix is not coded in blocks of " +
+                             std::to_string(dims) + " rows");
+             }
+             const std::vector<uint32_t> wanted = checked_indices(
+                 kOp, indices, matrix->header().rows / block_rows);
+             // An index names the block of all m rows of its slice.
+             const auto m = static_cast<size_t>(x.shape(-2));
+             std::vector<uint32_t> blocks;
+             for (uint32_t block : wanted)
+               blocks.insert(blocks.end(), m, block);
+             std::vector<uint8_t> storage;
+             const void* const data = dense_data(x, &storage);
+             const FloatType type = float_type(x.dtype());
+             multiply_blocks(*matrix, block_rows, blocks, {type, data},
+                             {type, y.data<void>()});
+           });
+}
+
+void EntropyCodedGatherMatmul::eval_gpu(const std::vector<mx::array>&,
+                                        std::vector<mx::array>&) {
+  no_gpu("entropy_coded_gather_matmul");
+}
+
+bool EntropyCodedGatherMatmul::is_equivalent(const Primitive& other) const {
+  const auto& matmul = static_cast<const EntropyCodedGatherMatmul&>(other);
+  return matmul.output_dims_ == output_dims_;
+}
+
+std::vector<mx::Shape> EntropyCodedGatherMatmul::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  mx::Shape shape = inputs[0].shape();
+  shape.back() = output_dims_;
+  return {shape};
+}
+
 void EntropyCodedEmbedding::eval_cpu(const std::vector<mx::array>& inputs,
                                      std::vector<mx::array>& outputs) {
-  dispatch(
-      stream(), inputs, outputs[0],
-      [indices = mx::array::unsafe_weak_copy(inputs[0]),
-       coded = CodedBytes(inputs[1]), dims = dims_](mx::array& out) {
-        const auto matrix = open("entropy_coded_embedding", coded, -1, dims);
-        std::vector<uint8_t> storage;
-        const auto* const data =
-            static_cast<const int64_t*>(dense_data(indices, &storage));
-        const int64_t rows = matrix->header().rows;
-        std::vector<uint32_t> wanted(indices.size());
-        for (size_t i = 0; i < wanted.size(); ++i) {
-          const int64_t index = data[i] < 0 ? data[i] + rows : data[i];
-          if (index < 0 || index >= rows) {
-            throw std::out_of_range(
-                "[entropy_coded_embedding] index " + std::to_string(data[i]) +
-                " is out of range for " + std::to_string(rows) + " rows");
-          }
-          wanted[i] = static_cast<uint32_t>(index);
-        }
-        gather_rows(*matrix, wanted,
-                    {float_type(out.dtype()), out.data<void>()});
-      });
+  dispatch(stream(), inputs, outputs[0],
+           [indices = mx::array::unsafe_weak_copy(inputs[0]),
+            coded = CodedBytes(inputs[1]), dims = dims_](mx::array& out) {
+             const auto matrix =
+                 open("entropy_coded_embedding", coded, -1, dims);
+             const std::vector<uint32_t> wanted = checked_indices(
+                 "entropy_coded_embedding", indices, matrix->header().rows);
+             gather_rows(*matrix, wanted,
+                         {float_type(out.dtype()), out.data<void>()});
+           });
 }
 
 void EntropyCodedEmbedding::eval_gpu(const std::vector<mx::array>&,

@@ -31,6 +31,26 @@ class EntropyCodedMatmul : public mx::Primitive {
   int output_dims_;
 };
 
+// x [..., m, cols], coded bytes, int64 indices [...] -> [..., m, rows of a
+// block], in x's type: each slice of x times the block that its index names.
+class EntropyCodedGatherMatmul : public mx::Primitive {
+ public:
+  EntropyCodedGatherMatmul(mx::Stream stream, int output_dims)
+      : Primitive(stream), output_dims_(output_dims) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  DEFINE_NAME(EntropyCodedGatherMatmul)
+  bool is_equivalent(const Primitive& other) const override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ private:
+  int output_dims_;
+};
+
 // int64 indices [...] and coded bytes -> [..., dims].
 class EntropyCodedEmbedding : public mx::Primitive {
  public:

@@ -3,11 +3,42 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm import utils
+
+import mlx_entropy
+from helpers import llama, tiny
 
 
 @pytest.fixture(autouse=True)
 def seed():
     mx.random.seed(7)
+
+
+@pytest.fixture(autouse=True)
+def stock_mlx_lm():
+    """No test leaves mlx-lm patched."""
+    stock = utils.load_model
+    yield
+    mlx_entropy.unregister()
+    assert utils.load_model is stock
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A quantized llama directory with a tokenizer."""
+    folder = tmp_path / "model"
+    tiny.write_model(folder, quantization=tiny.affine(4))
+    tiny.write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """A coded llama directory, and the stock model's logits."""
+    model, config = llama.build({"group_size": 64, "bits": 4})
+    logits = model(llama.TOKENS)
+    mx.eval(logits)
+    return llama.save_coded(tmp_path / "converted", model, config), logits
 
 
 @pytest.fixture

@@ -6,24 +6,15 @@ import errno
 import json
 import os
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from helpers import tiny
-from mlx_entropy.cli import doctor
+from mlx_entropy import inspection
 from mlx_entropy.cli import main as cli
 from mlx_entropy.cli.arguments import byte_size
 
 UP = "model.layers.0.mlp.up_proj"
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    tiny.write_model(folder, quantization=tiny.affine(4))
-    tiny.write_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture
@@ -135,16 +126,30 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert content["versions"]["mlx"]
 
 
-def test_doctor_without_the_extension(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("convert", "model", "out"),
+        ("inspect", "model"),
+        ("verify", "model", "--against", "model"),
+        ("generate", "model", "--prompt", "hello"),
+        ("bench", "gemv"),
+        ("demo", "--source", "model"),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_target_that_is_none(
+    argv: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def missing(name: str) -> ModuleType:
-        raise ImportError(f"no {name}")
-
-    fake = SimpleNamespace(import_module=missing)
-    monkeypatch.setattr(doctor, "importlib", fake)
+    monkeypatch.setenv("MLX_ENTROPY_TARGET", "nonsense")
+    assert run(*argv) == 1
+    line = error_line(capsys)
+    assert "MLX_ENTROPY_TARGET=nonsense" in line
+    assert "scalar" in line
     assert run("doctor") == 1
-    assert "does not load" in capsys.readouterr().out
+    assert "MLX_ENTROPY_TARGET=nonsense" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,10 @@ def test_doctor_without_the_extension(
         ("inspect", "a", "--nonsense"),
         ("generate", "a"),
         ("generate", "a", "--prompt", "b", "--max-tokens", "0"),
+        ("generate", "a", "--prompt", "b", "--max-tokens", "-1"),
+        ("generate", "a", "--prompt", "b", "--max-tokens", "ten"),
         ("generate", "a", "--prompt", "b", "--temp", "-1"),
+        ("generate", "a", "--prompt", "b", "--temp", "hot"),
     ],
 )
 def test_usage_errors(
@@ -170,6 +178,7 @@ def test_usage_errors(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "error: " in captured.err
+    assert "_int" not in captured.err
 
 
 @pytest.mark.parametrize(
@@ -188,11 +197,69 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("mlx-entropy ")
 
 
-def test_missing_source(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("convert", "nothing", "out"),
+        ("inspect", "nothing"),
+        ("verify", "nothing", "--against", "model"),
+        ("generate", "nothing", "--prompt", "a"),
+        ("generate", "some/model", "--prompt", "a"),
+        ("inspect", "model/config.json"),
+        ("generate", "model/config.json", "--prompt", "a"),
+    ],
+)
+def test_missing_model(
+    tmp_path: Path,
+    model: Path,
+    argv: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run("convert", tmp_path / "nothing", tmp_path / "out") == 1
-    assert "nothing" in error_line(capsys)
+    monkeypatch.chdir(tmp_path)
+    assert run(*argv) == 1
+    assert argv[1] in error_line(capsys)
+
+
+def test_empty_prompt(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", out, "--prompt", "") == 1
+    assert "prompt is empty" in error_line(capsys)
+
+
+def test_names_that_are_not_utf8(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    assert run("convert", model, name) == 1
+    assert "UTF-8" in error_line(capsys)
+
+
+def test_the_wrong_source(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.write_model(tmp_path / "other", quantization=tiny.affine(3))
+    assert run("verify", out, "--against", other) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 22
+    assert lines[-1].startswith("NOT identical: ")
+    assert run("verify", out, "--against", other, "--json") == 1
+    content = json.loads(capsys.readouterr().out)
+    assert len(content["mismatches"]) > 20
+
+
+def test_defects_are_one_line_too(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("file")
+
+    monkeypatch.setattr(inspection, "inspect", broken)
+    assert run("inspect", tmp_path) == 1
+    line = error_line(capsys)
+    assert "KeyError" in line
+    assert "--debug" in line
 
 
 def test_debug_shows_the_traceback(

@@ -4,16 +4,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from helpers.layers import BITS, COARSE, DTYPES, GROUPS, dtype_id
 from mlx_entropy import EntropyCodedEmbedding
 
 ROWS, DIMS = 300, 128
-DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 # One unit in the last place of a scale times code plus bias.
 ROUNDING = {mx.float32: 1e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3}
-
-
-def dtype_id(value):
-    return str(value).split(".")[-1]
 
 
 def embedding(dtype=mx.float32):
@@ -33,8 +29,8 @@ def indices(*shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group_size", GROUPS)
+@pytest.mark.parametrize("bits", BITS)
 def test_affine_rows(bits, group_size, dtype, relative_error, same_bits):
     stock = quantized(bits, group_size, dtype)
     layer = EntropyCodedEmbedding.from_quantized(stock)
@@ -118,8 +114,7 @@ def test_as_linear(lossless, dtype, relative_error):
     x = mx.random.normal((2, 3, DIMS)).astype(dtype)
     y = layer.as_linear(x)
     assert (y.shape, y.dtype) == ((2, 3, ROWS), dtype)
-    coarse = {mx.float32: 1e-3, mx.float16: 1e-2, mx.bfloat16: 5e-2}
-    assert relative_error(y, stock.as_linear(x)) <= coarse[dtype]
+    assert relative_error(y, stock.as_linear(x)) <= COARSE[dtype]
 
 
 def test_from_embedding_with_bits_is_mx_quantize(same_bits):

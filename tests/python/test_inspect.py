@@ -11,8 +11,8 @@ import pytest
 from helpers import tiny
 from mlx_entropy.conversion import convert
 from mlx_entropy.inspection import inspect
-from mlx_entropy.sources.safetensors_file import read_header
 from mlx_entropy.sources.base import SourceError
+from mlx_entropy.sources.safetensors_file import read_header
 
 
 def converted(folder: Path, **options: object) -> Path:

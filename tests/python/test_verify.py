@@ -17,11 +17,6 @@ UP = "model.layers.0.mlp.up_proj"
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return tiny.write_model(tmp_path / "model", quantization=tiny.affine(4))
-
-
-@pytest.fixture
 def out(tmp_path: Path, model: Path) -> Path:
     convert(model, tmp_path / "out")
     return tmp_path / "out"

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from .. import _ext
 from ..tensors import as_bytes, bits_per_weight, dtype_name
-from .report import Report, Result, make_report
+from .report import CODED, Report, Result, make_report
 from .timing import interleave, settings
 
 # The strongest general-purpose coder that every Python has, at its fastest.
@@ -160,6 +160,6 @@ def _compare(
             result = Result(_ZLIB, timing, weights, len(source.packed), 1)
         else:
             nbytes = source.coded.nbytes
-            result = Result("coded", timing, weights, nbytes, int(key))
+            result = Result(CODED, timing, weights, nbytes, int(key))
         results.append((result, slowest / timing.seconds))
     return results

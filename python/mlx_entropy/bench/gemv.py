@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _ext
 from ..tensors import bits_per_weight
-from .report import Report, Result, make_report
+from .report import CODED, STOCK, Report, Result, make_report
 from .timing import interleave, settings
 
 DTYPES = {
@@ -20,7 +20,7 @@ DTYPES = {
     "bfloat16": mx.bfloat16,
 }
 
-CODED, STOCK, DENSE = "coded", "stock MLX", "numpy float32"
+DENSE = "numpy float32"
 
 SWEEP_BITS = (2, 3, 4)
 SWEEP_DTYPES = ("float32", "bfloat16")

@@ -15,10 +15,8 @@ from mlx.utils import tree_flatten
 from .. import _ext
 from ..loading import load
 from .load import count_weights
-from .report import Report, Result, make_report
+from .report import CODED, STOCK, Report, Result, make_report
 from .timing import Timing, settings
-
-CODED, STOCK = "coded", "stock MLX"
 
 # Below this, the two likeliest tokens are so close that rounding may decide:
 # their probabilities differ by less than a tenth.
@@ -27,6 +25,8 @@ NEAR_TIE = 0.1
 # Tokens that a model generates, and that it reads, at a time.
 _TURN = 25
 _CHUNK = 64
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 class Generation:
@@ -146,19 +146,30 @@ def _alternate(
     for model in models.values():
         Generation(model, prompt, 4).advance(4)  # Warm up.
     runs: dict[str, list[Generation]] = {name: [] for name in models}
+    notified = time.monotonic()
     for number in range(1, repeat + 1):
         for name, model in models.items():
             runs[name].append(Generation(model, prompt, max_tokens))
         for count in _turns(max_tokens):
             for made in runs.values():
                 made[-1].advance(count)
-        if notify is not None:
-            speeds = " and ".join(
-                f"{name} {1 / _timing(made[-1:]).seconds:.1f}"
-                for name, made in runs.items()
-            )
-            notify(f"run {number} of {repeat}, tokens/s: {speeds}")
+            done = len(made[-1].tokens)
+            late = time.monotonic() - notified > _SECONDS_BETWEEN_LINES
+            if notify is not None and (late or done == max_tokens):
+                notified = time.monotonic()
+                notify(
+                    f"run {number} of {repeat}, {done} of {max_tokens} "
+                    f"tokens: {_speeds(runs)}"
+                )
     return runs
+
+
+def _speeds(runs: dict[str, list[Generation]]) -> str:
+    """Tokens a second of the last runs, for progress."""
+    return ", ".join(
+        f"{name} {1 / _timing(made[-1:]).seconds:.1f} tokens/s"
+        for name, made in runs.items()
+    )
 
 
 def _turns(tokens: int) -> list[int]:

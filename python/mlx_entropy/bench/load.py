@@ -18,7 +18,7 @@ from ..destination import is_converted
 from ..loading import register
 from ..nn.coded import EntropyCoded
 from .memory import bytes_read, peak_resident_bytes, resident_bytes
-from .report import Report, Result, make_report
+from .report import CODED, STOCK, Report, Result, make_report
 from .timing import Timing
 
 
@@ -36,9 +36,9 @@ def bench_load(
     out. The files are read once before, so they come from the page cache.
     ValueError if a model does not load.
     """
-    directories = {"coded": Path(model)}
+    directories = {CODED: Path(model)}
     if against is not None:
-        directories["stock MLX"] = Path(against)
+        directories[STOCK] = Path(against)
     runs: dict[str, list[Report]] = {name: [] for name in directories}
     for directory in directories.values():
         _warm(directory)

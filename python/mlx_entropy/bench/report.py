@@ -14,6 +14,9 @@ from .timing import Timing
 
 Report = dict[str, Any]
 
+# Names of the contenders that most benchmarks have.
+CODED, STOCK = "coded", "stock MLX"
+
 
 @dataclass(frozen=True)
 class Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from .arguments import add_json, add_verb, positive_int, temperature
@@ -57,22 +58,30 @@ def run(args: argparse.Namespace) -> int:
 
     from .. import load
 
-    model, tokenizer = load(args.model)
-    text, last = "", None
-    for last in stream_generate(
+    path = Path(args.model).expanduser()
+    if not path.is_dir():
+        # mlx-lm would look for it on the Hugging Face Hub.
+        raise ValueError(f"no model directory at {path}")
+    model, tokenizer = load(path)
+    responses = stream_generate(
         model,
         tokenizer,
         _prompt(args, tokenizer),
         max_tokens=args.max_tokens,
         sampler=make_sampler(temp=args.temp),
-    ):
-        text += last.text
+    )
+    text, last = "", None
+    try:
+        for last in responses:
+            text += last.text
+            if not args.json:
+                print(last.text, end="", flush=True)
+    finally:  # After Ctrl-C, too, a message starts on a new line.
         if not args.json:
-            print(last.text, end="", flush=True)
+            print(flush=True)
     if args.json:
         print(json.dumps({"text": text, **_statistics(last)}, indent=2))
     else:
-        print()
         _print_statistics(last)
     return 0
 
@@ -81,6 +90,10 @@ def _prompt(args: argparse.Namespace, tokenizer: Any) -> Any:
     """A string, or tokens where a chat template was applied."""
     template = getattr(tokenizer, "chat_template", None)
     if args.no_chat_template or template is None:
+        if not tokenizer.encode(args.prompt):
+            raise ValueError(
+                "the prompt is empty; there is nothing to continue"
+            )
         return args.prompt
     return tokenizer.apply_chat_template(
         [{"role": "user", "content": args.prompt}], add_generation_prompt=True

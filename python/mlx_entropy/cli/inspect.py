@@ -56,8 +56,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _format(report: ModelReport) -> str:
     rows = [_row(tensor) for tensor in report.tensors]
-    for name in ("linear", "embedding", "total"):
-        rows.append(_totals_row(name, getattr(report, name)))
+    for name in ("linear", "embedding", "switch", "total"):
+        totals = getattr(report, name)
+        if totals.tensors or name != "switch":
+            rows.append(_totals_row(name, totals))
     return "\n".join(
         (
             format_table(_HEADER, rows, left=2),

@@ -47,40 +47,77 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 success, 1 error or a check that failed, 2 wrong usage, 130 Ctrl-C.
     """
-    _print_anything()
-    verbs = _verbs()
+    _prepare_streams()
+    args = argparse.Namespace(verb=None, debug=False)
     try:
-        args = _parser(verbs).parse_args(argv)
-    except SystemExit as stop:  # argparse has printed help or the error.
-        return stop.code if isinstance(stop.code, int) else 2
-    try:
-        return _run(verbs[args.verb], args)
+        status = _run(argv, args)
+        # Here rather than at exit, where nobody handles a broken pipe.
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return _interrupted(args)
-    except BrokenPipeError:
-        # The reader has gone, e.g. `| head`. Python flushes stdout once
-        # more at exit, which would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # The reader has gone, e.g. `| head`.
+        _drop_output()
         return 1
     except Exception as error:
+        _drop_output()
         return _failed(args, error)
 
 
-def _run(verb: ModuleType, args: argparse.Namespace) -> int:
+def _drop_output() -> None:
+    """Have stdout take what it cannot write: Python flushes it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _prepare_streams() -> None:
+    """Make stdin, stdout and stderr exist and take any text."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Gets the lowest free number, which is this one. Otherwise a
+            # model file would, and be written to by whatever prints.
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # An encoding may lack a letter that a model writes.
+            stream.reconfigure(errors="replace")
+
+
+def _run(argv: Sequence[str] | None, args: argparse.Namespace) -> int:
+    """Fill `args` and run the verb; errors are raised."""
+    verbs = _verbs()
+    try:
+        _parser(verbs).parse_args(argv, args)
+    except SystemExit as stop:  # argparse has printed help or the error.
+        return stop.code if isinstance(stop.code, int) else 2
+    _check_text(args)
     if args.verb not in _WITHOUT_KERNELS:
         _check_kernels()
-    status: int = verb.run(args)
-    if sys.stdout is not None:
-        # Here rather than at exit, where nobody handles a broken pipe.
-        sys.stdout.flush()
+    status: int = verbs[args.verb].run(args)
     return status
 
 
-def _print_anything() -> None:
-    """Have text that the terminal's encoding lacks replaced, not refused."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+def _check_text(args: argparse.Namespace) -> None:
+    """ValueError for paths and texts that MLX or a tokenizer would choke on.
+
+    Python keeps bytes that it cannot decode as surrogates.
+    """
+    for value in vars(args).values():
+        if not isinstance(value, (str, os.PathLike)):
+            continue
+        try:
+            os.fspath(value).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{os.fspath(value)!a} is not UTF-8, which MLX needs; the "
+                "locale (LC_ALL) may be wrong"
+            ) from None
 
 
 def _check_kernels() -> None:

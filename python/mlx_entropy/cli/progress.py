@@ -70,7 +70,7 @@ def _bar(title: str) -> Iterator[ProgressCallback]:
 
         def update(state: Progress) -> None:
             if state.note is not None:
-                bar.console.print(state.note, highlight=False)
+                bar.console.print(state.note, highlight=False, markup=False)
             bar.update(
                 task, total=state.total_bytes, completed=state.done_bytes
             )

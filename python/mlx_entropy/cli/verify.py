@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import add_json, add_quiet, add_verb
 from .progress import progress_bar
 from .table import megabytes
+
+if TYPE_CHECKING:
+    from ..verification import VerifyReport
+
+# The wrong source differs in every tensor.
+_MOST_LINES = 20
 
 _EXAMPLES = """\
   mlx-entropy verify ./model-ec --against ./model
@@ -52,8 +58,14 @@ def run(args: argparse.Namespace) -> int:
             f"identical: {report.tensors} tensors, {megabytes(report.nbytes)}"
         )
     else:
-        for found in report.mismatches:
-            print(f"{found.name}: {found.problem}")
-        count = len(report.mismatches)
-        print(f"NOT identical: {count} problem{'s' if count > 1 else ''}")
+        _print_mismatches(report)
     return 0 if report.identical else 1
+
+
+def _print_mismatches(report: VerifyReport) -> None:
+    for found in report.mismatches[:_MOST_LINES]:
+        print(f"{found.name}: {found.problem}")
+    count = len(report.mismatches)
+    if count > _MOST_LINES:
+        print(f"and {count - _MOST_LINES} more, which --json lists")
+    print(f"NOT identical: {count} problem{'s' if count > 1 else ''}")

@@ -4,11 +4,13 @@ from .coded import EntropyCoded
 from .embedding import EntropyCodedEmbedding
 from .linear import EntropyCodedLinear
 from .swap import EntropyReport, entropy_quantize
+from .switch import EntropyCodedSwitchLinear
 
 __all__ = [
     "EntropyCoded",
     "EntropyCodedEmbedding",
     "EntropyCodedLinear",
+    "EntropyCodedSwitchLinear",
     "EntropyReport",
     "entropy_quantize",
 ]

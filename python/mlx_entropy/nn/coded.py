@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ class EntropyCoded(nn.Module):
         pairs = weights // info.group_size
         return weights * info.bits // 8 + 2 * pairs * info.dtype.size
 
-    def _product(self, x: mx.array) -> mx.array:
+    def _check_input(self, x: mx.array) -> None:
         # The op compares with the header, which it may not read before the
         # evaluation: too late to see whose x it was.
         if x.ndim and x.shape[-1] != self._cols:
@@ -101,6 +102,9 @@ class EntropyCoded(nn.Module):
                 f"[{type(self).__name__}] expected x of shape "
                 f"[..., {self._cols}], got {x.shape}"
             )
+
+    def _product(self, x: mx.array) -> mx.array:
+        self._check_input(x)
         return _ext.entropy_coded_matmul(x, self["coded"], self._rows)
 
     @property
@@ -118,6 +122,30 @@ class AffineMatrix:
     biases: mx.array
     group_size: int
     bits: int
+
+    @classmethod
+    def given(
+        cls,
+        layer: nn.Module | None,
+        kind: type[nn.Module],
+        arrays: Sequence[mx.array | None],
+        group_size: int,
+        bits: int,
+    ) -> AffineMatrix:
+        """From the arguments of a `from_quantized`; ValueError unless they fit.
+
+        `arrays` are weight, scales and biases, and others that only go with
+        those and not with a layer.
+        """
+        one_source("from_quantized", layer, *arrays)
+        if layer is not None:
+            return cls.of(layer, kind)
+        weight, scales, biases, *_ = arrays
+        if weight is None or scales is None or biases is None:
+            raise ValueError(
+                "[from_quantized] weight, scales and biases are needed"
+            )
+        return cls(weight, scales, biases, group_size, bits)
 
     @classmethod
     def of(cls, layer: nn.Module, kind: type[nn.Module]) -> AffineMatrix:

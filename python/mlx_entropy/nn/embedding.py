@@ -71,15 +71,10 @@ class EntropyCodedEmbedding(EntropyCoded):
                 ``group_size``, arrays that do not fit together, or both a
                 layer and arrays.
         """
-        one_source("from_quantized", layer, weight, scales, biases)
-        if layer is not None:
-            matrix = AffineMatrix.of(layer, nn.QuantizedEmbedding)
-        elif weight is None or scales is None or biases is None:
-            raise ValueError(
-                "[from_quantized] weight, scales and biases are needed"
-            )
-        else:
-            matrix = AffineMatrix(weight, scales, biases, group_size, bits)
+        arrays = (weight, scales, biases)
+        matrix = AffineMatrix.given(
+            layer, nn.QuantizedEmbedding, arrays, group_size, bits
+        )
         return cls._of(matrix.encode(), matrix.shape, matrix.scales.dtype)
 
     @classmethod

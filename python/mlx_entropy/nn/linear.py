@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -76,16 +78,11 @@ class EntropyCodedLinear(EntropyCoded):
                 layer and arrays.
         """
         arrays = (weight, scales, biases, bias)
-        one_source("from_quantized", layer, *arrays)
+        matrix = AffineMatrix.given(
+            layer, nn.QuantizedLinear, arrays, group_size, bits
+        )
         if layer is not None:
-            matrix = AffineMatrix.of(layer, nn.QuantizedLinear)
             bias = layer.get("bias")
-        elif weight is None or scales is None or biases is None:
-            raise ValueError(
-                "[from_quantized] weight, scales and biases are needed"
-            )
-        else:
-            matrix = AffineMatrix(weight, scales, biases, group_size, bits)
         dtype = matrix.scales.dtype
         return cls._of(matrix.encode(), matrix.shape, dtype, bias)
 
@@ -182,10 +179,13 @@ class EntropyCodedLinear(EntropyCoded):
         """mlx-lm's `LoRALinear` around this layer, which stays as it is.
 
         mlx-lm calls it; its ``fuse`` gives an `nn.Linear` with float weights.
+        DoRA is not supported.
         """
         from mlx_lm.tuner.lora import LoRALinear
 
-        return LoRALinear.from_base(self, r, dropout, scale)
+        # It asks for no more than `weight.shape` and a call.
+        stock: Any = self
+        return LoRALinear.from_base(stock, r, dropout, scale)
 
     def _extra_repr(self) -> str:
         return (

@@ -9,23 +9,37 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..tensors import FLOATS, dtype_name
+from ..tensors import FLOATS, dtype_name, is_switch
 from .coded import EntropyCoded, check_quantization
 from .embedding import EntropyCodedEmbedding
 from .linear import EntropyCodedLinear
+from .switch import EntropyCodedSwitchLinear
 
+Coder = Callable[..., EntropyCoded]
 Outcome = tuple[str, int, int] | tuple[str, str]
 Predicate = Callable[[str, nn.Module], bool | dict[str, Any]]
 
 # Exact types: a subclass may compute something else from its weight.
-_FLOAT_LAYERS: dict[type[nn.Module], Callable[..., EntropyCoded]] = {
+_FLOAT_LAYERS: dict[type[nn.Module], Coder] = {
     nn.Linear: EntropyCodedLinear.from_linear,
     nn.Embedding: EntropyCodedEmbedding.from_embedding,
 }
-_QUANTIZED_LAYERS: dict[type[nn.Module], Callable[..., EntropyCoded]] = {
+_QUANTIZED_LAYERS: dict[type[nn.Module], Coder] = {
     nn.QuantizedLinear: EntropyCodedLinear.from_quantized,
     nn.QuantizedEmbedding: EntropyCodedEmbedding.from_quantized,
 }
+
+
+def _float_coder(module: nn.Module) -> Coder | None:
+    if is_switch(module) and "scales" not in module:
+        return EntropyCodedSwitchLinear.from_switch
+    return _FLOAT_LAYERS.get(type(module))
+
+
+def _quantized_coder(module: nn.Module) -> Coder | None:
+    if is_switch(module) and "scales" in module:
+        return EntropyCodedSwitchLinear.from_quantized
+    return _QUANTIZED_LAYERS.get(type(module))
 
 
 class EntropyReport(dict[str, Outcome]):
@@ -67,13 +81,14 @@ def entropy_quantize(
     bits: int | None = None,
     group_size: int = 64,
 ) -> EntropyReport:
-    """Swap linear and embedding layers for coded ones, in place.
+    """Swap linear, embedding and expert layers for coded ones, in place.
 
-    `nn.QuantizedLinear` and `nn.QuantizedEmbedding` are coded as they are.
-    `nn.Linear` and `nn.Embedding` are coded without loss, or quantized first
-    when `bits` is given. A layer that would not shrink stays as it is. Layers
-    are swapped one by one, so a lazily loaded model is never whole in memory
-    in its source form.
+    `nn.QuantizedLinear`, `nn.QuantizedEmbedding` and mlx-lm's
+    `QuantizedSwitchLinear` are coded as they are. `nn.Linear`,
+    `nn.Embedding` and `SwitchLinear` are coded without loss, or quantized
+    first when `bits` is given. A layer that would not shrink stays as it is.
+    Layers are swapped one by one, so a lazily loaded model is never whole in
+    memory in its source form.
 
     Args:
         model (nn.Module): The model; its leaf modules are considered.
@@ -187,10 +202,10 @@ def _code(
     if reason := _obstacle(module, options):
         return ("raw", reason), None
     try:
-        if type(module) in _QUANTIZED_LAYERS:
-            layer = _QUANTIZED_LAYERS[type(module)](module)
-        else:
-            layer = _FLOAT_LAYERS[type(module)](module, **options)
+        if coder := _quantized_coder(module):
+            layer = coder(module)
+        elif coder := _float_coder(module):
+            layer = coder(module, **options)
     except ValueError as error:
         return ("raw", str(error)), None
     before = _matrix_bytes(module)
@@ -202,15 +217,14 @@ def _code(
 
 def _obstacle(module: nn.Module, options: dict[str, Any]) -> str | None:
     """Why a layer cannot be coded, or None."""
-    kind = type(module)
-    if kind in _QUANTIZED_LAYERS:
+    if _quantized_coder(module):
         if module.mode != "affine":
             return f"{module.mode} quantization is not supported"
         return None
-    if kind not in _FLOAT_LAYERS:
-        return f"{kind.__name__} layers are not supported"
+    if not _float_coder(module):
+        return f"{type(module).__name__} layers are not supported"
     weight = module.weight
-    if weight.ndim != 2 or weight.size == 0:
+    if weight.ndim != (3 if is_switch(module) else 2) or weight.size == 0:
         return f"a weight of shape {weight.shape} is not supported"
     if weight.dtype not in FLOATS:
         return f"{dtype_name(weight.dtype)} weights are not supported"

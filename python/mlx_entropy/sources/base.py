@@ -20,15 +20,18 @@ class Module:
 
     `tensors` maps the parameter name inside the module ("weight", "scales",
     "biases", "bias") to an array; arrays may be lazy, and nothing holds them
-    once the module is dropped. `kind` is the mlx layer: "linear" and
-    "embedding" can be entropy-coded, "other" is copied. `quantization` is
-    MLX's own description ({"group_size", "bits", "mode"}) or None.
+    once the module is dropped. `kind` is the mlx layer: "linear",
+    "embedding" and "switch" (mlx-lm's experts, with an axis for them) can be
+    entropy-coded, "other" is copied. `quantization` is
+    MLX's own description ({"group_size", "bits", "mode"}) or None. `obstacle`
+    is why a module must be copied all the same, or None.
     """
 
     path: str
     kind: str
     tensors: dict[str, mx.array]
     quantization: dict[str, Any] | None = None
+    obstacle: str | None = None
 
     @property
     def nbytes(self) -> int:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..model_format import is_marked
+import mlx.core as mx
+
+from ..model_format import full_name, is_marked
+from ..tensors import is_switch, unpacked_shape
 from .base import Assets, Layout, Module, SourceError, quoted, read_bytes
 from .safetensors_file import read_header
 
@@ -26,6 +30,8 @@ _ASSET_PATTERNS = (
 # mlx-lm's loader has already changed.
 _NOT_ASSETS = ("config.json", "hf_quant_config.json")
 _ASSET_LIMIT = 256 << 20
+
+_CHANGED = "mlx-lm changes it on loading"
 
 
 class DirectorySource:
@@ -94,12 +100,17 @@ class DirectorySource:
 
         try:
             model, config = load_model(self._path, lazy=True)
+            modules = _modules(model)
+            changed = _changed_on_loading(model, modules)
         except Exception as error:  # Models' own code may raise anything.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise SourceError(
                 f"mlx-lm cannot load {self._path}: {reason[:300]}"
             ) from error
-        return _modules(model), config
+        return [
+            replace(m, obstacle=_CHANGED) if m.path in changed else m
+            for m in modules
+        ], config
 
 
 def _modules(model: Any) -> list[Module]:
@@ -121,6 +132,41 @@ def _modules(model: Any) -> list[Module]:
     return list(modules.values())
 
 
+def _changed_on_loading(model: Any, modules: list[Module]) -> set[str]:
+    """Paths of the weights that `sanitize` does not pass on as they are.
+
+    It runs again when a converted model is loaded. Some models' changes a
+    weight unless it has scales beside it, which a coded one has not.
+    """
+    weights: dict[str, mx.array] = {}
+    stand_ins: dict[str, mx.array] = {}
+    for module in modules:
+        tensors = module.tensors
+        if module.kind != "other":
+            stand_ins[module.path] = _stand_in(module)
+            tensors = {**tensors, "weight": stand_ins[module.path]}
+            tensors.pop("scales", None)
+            tensors.pop("biases", None)
+        for name, array in tensors.items():
+            weights[full_name(module.path, name)] = array
+    if hasattr(model, "sanitize"):
+        weights = model.sanitize(weights)
+    return {
+        path
+        for path, array in stand_ins.items()
+        if weights.get(full_name(path, "weight")) is not array
+    }
+
+
+def _stand_in(module: Module) -> mx.array:
+    """An array like the weight before quantization; it is never evaluated."""
+    weight = module.tensors["weight"]
+    if module.quantization is None:
+        return mx.zeros(weight.shape, weight.dtype)
+    shape = unpacked_shape(weight.shape, module.quantization["bits"])
+    return mx.zeros(shape, module.tensors["scales"].dtype)
+
+
 def _kind(module: Any) -> str:
     """Subclasses are "other": a coded layer would lose what they override."""
     import mlx.nn as nn
@@ -129,6 +175,8 @@ def _kind(module: Any) -> str:
         kind = "linear"
     elif type(module) in (nn.Embedding, nn.QuantizedEmbedding):
         kind = "embedding"
+    elif is_switch(module):
+        return "switch"
     else:
         return "other"
     return kind if module.weight.ndim == 2 else "other"

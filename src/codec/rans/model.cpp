@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "format/layout.h"
@@ -14,6 +15,31 @@ double cost_of_change(uint64_t count, uint32_t f, int delta) {
   return static_cast<double>(count) *
          (std::log2(static_cast<double>(f)) -
           std::log2(static_cast<double>(f) + delta));
+}
+
+struct Change {
+  size_t symbol = 0;
+  double cost = std::numeric_limits<double>::infinity();
+};
+
+// Where moving a frequency by delta (1 or -1) costs least.
+Change cheapest_change(std::span<const uint64_t> counts,
+                       std::span<const uint16_t> frequencies, uint32_t total,
+                       int delta) {
+  Change best;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const uint32_t f = frequencies[i];
+    if (f == 0 || (delta < 0 && f == 1) || (delta > 0 && f + 1 >= total)) {
+      continue;
+    }
+    const double cost = cost_of_change(counts[i], f, delta);
+    if (cost < best.cost) best = {i, cost};
+  }
+  return best;
+}
+
+void move(uint16_t* frequency, int delta) {
+  *frequency = static_cast<uint16_t>(*frequency + delta);
 }
 
 }  // namespace
@@ -44,20 +70,18 @@ std::vector<uint16_t> quantize_frequencies(std::span<const uint64_t> counts,
   // it costs least.
   for (; excess != 0; excess += excess > 0 ? -1 : 1) {
     const int delta = excess > 0 ? -1 : 1;
-    size_t best = counts.size();
-    double best_cost = 0;
-    for (size_t i = 0; i < counts.size(); ++i) {
-      const uint32_t f = frequencies[i];
-      if (f == 0 || (delta < 0 && f == 1) || (delta > 0 && f + 1 >= total)) {
-        continue;
-      }
-      const double cost = cost_of_change(counts[i], f, delta);
-      if (best == counts.size() || cost < best_cost) {
-        best = i;
-        best_cost = cost;
-      }
-    }
-    frequencies[best] = static_cast<uint16_t>(frequencies[best] + delta);
+    const Change change = cheapest_change(counts, frequencies, total, delta);
+    move(&frequencies[change.symbol], delta);
+  }
+  // Rounding is not yet the optimum, mostly for small frequencies. The cost is
+  // convex in each of them, so when no move of one unit helps, nothing does.
+  for (;;) {
+    const Change gain = cheapest_change(counts, frequencies, total, 1);
+    const Change loss = cheapest_change(counts, frequencies, total, -1);
+    // The margin is for rounding errors, so that this ends.
+    if (!(gain.cost + loss.cost < -1e-9 * loss.cost)) break;
+    move(&frequencies[gain.symbol], 1);
+    move(&frequencies[loss.symbol], -1);
   }
   return frequencies;
 }

@@ -181,7 +181,7 @@ void micro_product(const float* panel, size_t stride, const float* x,
 template <class Target, size_t kRows, size_t kCols = Target::kPanelCols>
 void panel_rows(const float* panel, size_t stride, const ProductArgs& args,
                 float* y, size_t b = 0) {
-  const size_t y_stride = args.matrix->header().rows;
+  const size_t y_stride = args.y_stride;
   for (; b + kCols <= args.batch; b += kCols) {
     micro_product<Target, kRows, kCols>(
         panel, stride, args.x + b * args.x_stride, args.x_stride,
@@ -233,7 +233,7 @@ void tall_rows(const float* panel, size_t stride, const ProductArgs& args,
   for (size_t k = 0; k < stride; k += kTallRows) {
     Target::transpose(panel + k, stride, tall + k * kTallRows);
   }
-  const size_t y_stride = args.matrix->header().rows;
+  const size_t y_stride = args.y_stride;
   const auto x = [&](size_t b) { return args.x + b * args.x_stride; };
   size_t b = 0;
   for (; b + kCols <= args.batch; b += kCols) {
@@ -350,8 +350,8 @@ void affine_product(const ProductArgs& args, uint32_t first_tile,
                        out[v], &next_exception[v]);
       const size_t group = static_cast<size_t>(v) * groups + row * row_groups;
       const size_t y_row =
-          (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows +
-          row;
+          (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows -
+          args.first_row + row;
       affine_block_product<Target>(
           args, {out[v], scales + group, biases + group, n, args.y + y_row},
           scratch);
@@ -390,8 +390,8 @@ void float_product(const ProductArgs& args, uint32_t first_tile,
         for (size_t k = cols; k < stride; ++k) to[k] = 0.0f;
       }
       const size_t y_row =
-          (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows +
-          row;
+          (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows -
+          args.first_row + row;
       panel_product<Target>(panel, n, stride, args, args.y + y_row, scratch);
     }
   }

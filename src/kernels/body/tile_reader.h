@@ -81,6 +81,8 @@ void assemble_step(const Plane& plane, const uint8_t* raw,
   // A plane whose values are raw throughout has class 0 only, and shifting by
   // its full width would be undefined.
   const int class_shift = plane.coded() ? raw_bits : 0;
+  // So would shifting nothing by it, in a plane that is one constant.
+  const int value_shift = plane.coded() || raw_bits > 0 ? plane.shift : 0;
   for (size_t i = 0; i < kLanes; ++i) {
     values[i] =
         static_cast<Value>(static_cast<Value>(classes[i]) << class_shift);
@@ -102,7 +104,7 @@ void assemble_step(const Plane& plane, const uint8_t* raw,
   }
   for (size_t i = 0; i < kLanes; ++i) {
     out[i] =
-        static_cast<Value>(base + static_cast<Value>(values[i] << plane.shift));
+        static_cast<Value>(base + static_cast<Value>(values[i] << value_shift));
   }
 }
 

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <mutex>
+#include <new>
 #include <set>
 #include <thread>
 #include <vector>
@@ -40,7 +41,7 @@ TEST_F(ThreadPoolTest, DefaultSizeIsAtLeastOne) {
 TEST_F(ThreadPoolTest, EachTaskRunsOnce) {
   for (size_t threads : {1, 2, 3, 8, 0}) {
     pool().resize(threads);
-    if (threads != 0) EXPECT_EQ(pool().size(), threads);
+    EXPECT_TRUE(threads == 0 || pool().size() == threads);
     for (size_t tasks : {0, 1, 2, 3, 7, 64, 1000}) {
       ASSERT_TRUE(each_task_once(tasks)) << threads << " " << tasks;
     }
@@ -100,6 +101,36 @@ TEST_F(ThreadPoolTest, NestedRegions) {
     pool().run(16, [&](size_t inner) { ++runs[outer * 16 + inner]; });
   });
   for (const auto& count : runs) EXPECT_EQ(count, 1);
+}
+
+TEST_F(ThreadPoolTest, NestedRegionsOfConcurrentCallers) {
+  pool().resize(2);
+  std::atomic<int> runs{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&] {
+      for (int region = 0; region < 50; ++region) {
+        pool().run(3, [&](size_t) { pool().run(4, [&](size_t) { ++runs; }); });
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(runs, 3 * 50 * 3 * 4);
+}
+
+// Memory can run out in a task, on any thread of the region.
+TEST_F(ThreadPoolTest, ExceptionsReachTheCaller) {
+  for (size_t threads : {1, 3}) {
+    pool().resize(threads);
+    for (size_t bad = 0; bad < 8; ++bad) {
+      EXPECT_THROW(pool().run(8,
+                              [&](size_t task) {
+                                if (task == bad) throw std::bad_alloc();
+                              }),
+                   std::bad_alloc);
+      EXPECT_TRUE(each_task_once(8));
+    }
+  }
 }
 
 TEST_F(ThreadPoolTest, ResizeWhileRegionsRun) {

@@ -134,8 +134,11 @@ TEST(Container, RejectsBadTiles) {
   expect_error(with(bytes, table, uint64_t{first + 1}), "tile offset 0");
   expect_error(with(bytes, table + 8, uint64_t{first - 1}), "tile offset 1");
   expect_error(with(bytes, table + 8, ~uint64_t{0}), "tile offset 1");
-  expect_error(with(bytes, table + 24, load<uint64_t>(&bytes[table + 16])),
-               "tile 2: truncated");
+  expect_error(with(bytes, table + 16, load<uint64_t>(&bytes[table + 24])),
+               "tile 1: trailing");
+  expect_error(with(bytes, table + 16, load<uint64_t>(&bytes[table + 8])),
+               "tile 1: truncated");
+  expect_error(with(bytes, table + 24, uint64_t{first}), "tile offset 3");
   expect_error(with(bytes, first, uint32_t{1}), "tile 0: truncated");
   expect_error(with(bytes, first, ~uint32_t{0}), "tile 0: truncated");
   expect_error(with(bytes, second, uint32_t{0}), "tile 1: trailing");

@@ -54,8 +54,9 @@ TEST_P(Targets, Affine) {
   for (FloatType type : kFloatTypes) {
     for (int bits : {2, 3, 4, 5, 6, 8}) {
       for (uint32_t group : {32u, 64u, 128u}) {
-        auto matrix = testing::random_affine(++seed, 11, 384, bits, group,
-                                             type, seed % 4 == 0);
+        const bool wild_biases = ++seed % 4 == 0;
+        auto matrix = testing::random_affine(seed, 11, 384, bits, group, type,
+                                             wild_biases);
         const Bytes coded = testing::encode(&matrix, seed % 5);
         Bytes arrays(matrix.codes.size() * 4);
         std::memcpy(arrays.data(), matrix.codes.data(), arrays.size());

@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from helpers.sources import contents
+
 HIDDEN = 256
 INTERMEDIATE = 512
 VOCABULARY = 512
@@ -145,11 +147,8 @@ def write_tokenizer(folder: Path) -> None:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under `folder` by its relative name."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in contents(folder).items()
     }
 
 

@@ -1,0 +1,28 @@
+"""Stock layers to code, with normal weights."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+BITS = [2, 3, 4, 5, 6, 8]
+GROUPS = [32, 64, 128]
+DTYPES = [mx.float32, mx.float16, mx.bfloat16]
+# What stock MLX itself may be off by: it accumulates in the type of x.
+COARSE = {mx.float32: 1e-3, mx.float16: 1e-2, mx.bfloat16: 5e-2}
+IN, OUT = 384, 49
+
+
+def dtype_id(value):
+    return str(value).split(".")[-1]
+
+
+def linear(rows=OUT, cols=IN, dtype=mx.float32, bias=False):
+    layer = nn.Linear(cols, rows, bias=bias)
+    layer.weight = (mx.random.normal((rows, cols)) * 0.05).astype(dtype)
+    if bias:
+        layer.bias = mx.random.normal((rows,)).astype(dtype)
+    return layer
+
+
+def quantized(bits=4, group_size=64, dtype=mx.float32, bias=False, **shape):
+    layer = linear(dtype=dtype, bias=bias, **shape)
+    return nn.QuantizedLinear.from_linear(layer, group_size, bits)
