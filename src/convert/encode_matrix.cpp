@@ -92,7 +92,7 @@ class PlaneSplitter {
       const size_t n = std::min(kLanes, count - first);
       uint32_t* const raw = raw_bits_ > 0 ? &low[first] : nullptr;
       uint32_t indices[kLanes];
-      for (size_t i = 0; i < n; ++i) indices[i] = index_of(values[first + i]);
+      find_indices(values + first, n, indices);
       if (!split_step(indices, n, classes + first, raw)) {
         take_exceptions(values, indices, first, n, classes + first, raw, tile);
       }
@@ -103,14 +103,24 @@ class PlaneSplitter {
   }
 
  private:
+  void find_indices(const uint32_t* values, size_t n, uint32_t* out) const {
+    if (shift_ == 0 && index_of_.empty()) {
+      for (size_t i = 0; i < n; ++i) out[i] = values[i] - base_;
+    } else {
+      for (size_t i = 0; i < n; ++i) out[i] = index_of(values[i]);
+    }
+  }
+
   // False when some value is outside the table.
   bool split_step(const uint32_t* indices, size_t n, uint8_t* classes,
                   uint32_t* raw) const {
     const uint32_t mask = raw_mask();
     const auto n_classes = static_cast<uint32_t>(live_.size());
     uint32_t outside = 0;
+    // Shifts by 32 and more are undefined, and 64-bit ones do not vectorize.
+    const int shift = std::min(raw_bits_, 31);
     for (size_t i = 0; i < n; ++i) {
-      const uint32_t klass = class_of(indices[i]);
+      const uint32_t klass = raw_bits_ > 31 ? 0 : indices[i] >> shift;
       classes[i] = static_cast<uint8_t>(klass);
       outside |= klass >= n_classes;
     }

@@ -158,6 +158,10 @@ void PlaneHistogram::add(const uint32_t* values, size_t count) {
     first_ = values[0];
   }
   for (size_t i = 0; i < count; ++i) differing_ |= values[i] ^ first_;
+  if (bins_.size() <= kByteBins && shift_ == 0 && base_ == 0) {
+    add_bytes(values, count);
+    return;
+  }
   for (size_t i = 0; i < count; ++i) {
     const uint32_t bin = (values[i] - base_) >> shift_;
     if (bin < bins_.size()) {
@@ -165,6 +169,20 @@ void PlaneHistogram::add(const uint32_t* values, size_t count) {
     } else {
       ++outside_;
     }
+  }
+}
+
+// Codes never leave the window. Four counters for each value, because one
+// that is incremented twice in a row waits for itself.
+void PlaneHistogram::add_bytes(const uint32_t* values, size_t count) {
+  uint32_t counters[4][kByteBins] = {};
+  size_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (size_t k = 0; k < 4; ++k) ++counters[k][values[i + k] & 255];
+  }
+  for (; i < count; ++i) ++counters[0][values[i] & 255];
+  for (size_t bin = 0; bin < bins_.size(); ++bin) {
+    for (const auto& counter : counters) bins_[bin] += counter[bin];
   }
 }
 

@@ -29,6 +29,10 @@ class PlaneHistogram {
   const std::vector<uint64_t>& bins() const { return bins_; }
 
  private:
+  static constexpr size_t kByteBins = 256;
+
+  void add_bytes(const uint32_t* values, size_t count);
+
   uint32_t base_ = 0;
   int shift_ = 0;
   int value_bits_ = 0;

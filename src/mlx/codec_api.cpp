@@ -1,6 +1,7 @@
 #include "mlx/codec_api.h"
 
 #include <cstring>
+#include <new>
 #include <numeric>
 
 #include "codec/rans/model.h"
@@ -24,10 +25,14 @@ void make_dense(mx::array& array) {
   array.eval();
 }
 
+// A few coded bytes can stand for more weights than there is memory, and MLX
+// does not look at what its allocator returns.
 mx::array empty(mx::Shape shape, mx::Dtype dtype) {
   size_t bytes = mx::size_of(dtype);
   for (int n : shape) bytes *= static_cast<size_t>(n);
-  return mx::array(mx::allocator::malloc(bytes), std::move(shape), dtype);
+  mx::allocator::Data data = mx::allocator::malloc(bytes);
+  if (data.buffer().ptr() == nullptr && bytes > 0) throw std::bad_alloc();
+  return mx::array(std::move(data), std::move(shape), dtype);
 }
 
 mx::array to_array(const char* op, Result<std::vector<uint8_t>> bytes) {
@@ -82,6 +87,9 @@ RowRange row_range(const char* op, const MatrixHeader& header, int64_t start,
   if (start < 0 || end > rows || start > end) {
     fail(op, "rows " + std::to_string(start) + " to " + std::to_string(end) +
                  " are not within " + std::to_string(rows));
+  }
+  if (end - start > kMaxDimension) {
+    fail(op, "more than 2^31 - 1 rows at once; decode them in ranges");
   }
   return {static_cast<uint32_t>(start), static_cast<uint32_t>(end)};
 }

@@ -46,6 +46,19 @@ int32_t bias_offset(FloatType type, uint32_t scale, uint32_t bias) {
   return fits ? offset : 0;
 }
 
+AffineSource::AffineSource(const AffineArrays& arrays, BiasMode mode)
+    : arrays_(arrays), mode_(mode) {
+  if (mode == BiasMode::kStored) return;
+  // Every plane and every pass needs them, and each takes a division.
+  const FloatType type = arrays.float_type;
+  offsets_.resize(uint64_t{arrays.rows} * (arrays.cols / arrays.group_size));
+  for (size_t i = 0; i < offsets_.size(); ++i) {
+    offsets_[i] =
+        static_cast<int16_t>(bias_offset(type, element(arrays.scales, type, i),
+                                         element(arrays.biases, type, i)));
+  }
+}
+
 MatrixHeader AffineSource::describe() const {
   MatrixHeader header;
   header.scheme = Scheme::kAffine;
@@ -85,7 +98,7 @@ void AffineSource::read(size_t plane, uint64_t first, size_t count,
     } else if (mode_ == BiasMode::kStored) {
       out[i] = sign_to_low_bit(bias, width);
     } else {
-      const int32_t offset = bias_offset(type, scale, bias);
+      const int32_t offset = offsets_[first + i];
       const int32_t predicted =
           ordered_from_bits(predicted_bias(type, scale, offset), width);
       out[i] = plane == 1

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "base/float_bits.h"
 #include "quant/plane_source.h"
@@ -29,8 +30,7 @@ enum class BiasMode { kPredicted, kStored };
 
 class AffineSource : public PlaneSource {
  public:
-  AffineSource(const AffineArrays& arrays, BiasMode mode)
-      : arrays_(arrays), mode_(mode) {}
+  AffineSource(const AffineArrays& arrays, BiasMode mode);
 
   MatrixHeader describe() const override;
   void read(size_t plane, uint64_t first, size_t count,
@@ -39,6 +39,7 @@ class AffineSource : public PlaneSource {
  private:
   AffineArrays arrays_;
   BiasMode mode_;
+  std::vector<int16_t> offsets_;  // of each group, with predicted biases
 };
 
 // k of the prediction above, or 0 where no k comes near the bias.

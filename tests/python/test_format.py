@@ -156,6 +156,62 @@ def test_reads_views():
         reference.assert_same_arrays(actual, expected)
 
 
+def constant_matrix(rows, cols, tile_rows):
+    """Any number of equal symbols in a few bytes for each tile."""
+    plane = reference.encode.Plane("codes", np.zeros((1, 1)), [256], base=7)
+    tiles = -(-rows // tile_rows)
+    head = {
+        "scheme": 0,
+        "state_bits": 16,
+        "rows": rows,
+        "cols": cols,
+        "tile_rows": tile_rows,
+        "tiles": tiles,
+        "bits": 8,
+        "float_type": 0,
+        "group_size": 0,
+    }
+    return reference.encode.assemble(
+        head, [plane.descriptor()], [bytes(4)] * tiles
+    )
+
+
+def test_more_rows_than_an_array_can_have():
+    rows = (1 << 32) - 64
+    coded = reference.to_array(constant_matrix(rows, 1, 1 << 26))
+    assert _ext.validate(coded).rows == rows
+    last = _ext.entropy_decode(coded, row_start=rows - 3, row_stop=rows)
+    assert last.tolist() == [[7]] * 3
+    with pytest.raises(ValueError, match="decode them in ranges"):
+        _ext.entropy_decode(coded)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory")
+def test_more_weights_than_memory(tmp_path):
+    """2^40 weights, read by a process that may not have that much memory."""
+    path = tmp_path / "huge.mxec"
+    path.write_bytes(constant_matrix(1 << 20, 1 << 20, 64))
+    program = """if True:
+        import resource, sys
+        import mlx.core as mx, numpy as np
+        from mlx_entropy import _ext
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
+        coded = mx.array(np.fromfile(sys.argv[1], np.uint8))
+        _ext.validate(coded)
+        try:
+            _ext.entropy_decode(coded)
+        except MemoryError:
+            print("refused")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "refused\n", done.stderr
+
+
 def run_script(name, *arguments):
     return subprocess.run(
         [sys.executable, reference.ROOT / "scripts" / name, *arguments],

@@ -40,9 +40,8 @@ double slow_value(const Layout& layout, uint32_t bits) {
   const int field = exponent_field(layout, bits);
   const double significand =
       field == 0 ? fraction : fraction + std::ldexp(1.0, layout.mantissa);
-  const double magnitude =
-      std::ldexp(significand,
-                 (field == 0 ? 1 : field) - layout.bias - layout.mantissa);
+  const double magnitude = std::ldexp(
+      significand, (field == 0 ? 1 : field) - layout.bias - layout.mantissa);
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 

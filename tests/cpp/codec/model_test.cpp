@@ -57,10 +57,8 @@ TEST(QuantizeFrequencies, KeepsItsPromises) {
     const Counts counts =
         random_counts(&random, 1 + random() % (narrow ? 16 : 256));
     const auto frequencies = quantize_frequencies(counts, precision);
-    const auto present =
-        std::count_if(counts.begin(), counts.end(), [](uint64_t c) {
-          return c > 0;
-        });
+    const auto present = std::count_if(counts.begin(), counts.end(),
+                                       [](uint64_t c) { return c > 0; });
     ASSERT_EQ(frequencies.size(), counts.size());
     ASSERT_EQ(sum(frequencies), total);
     for (size_t i = 0; i < counts.size(); ++i) {
@@ -73,10 +71,8 @@ TEST(QuantizeFrequencies, KeepsItsPromises) {
 }
 
 TEST(QuantizeFrequencies, Extremes) {
-  EXPECT_EQ(quantize_frequencies(Counts{0, 0, 0}, 8),
-            (Frequencies{256, 0, 0}));
-  EXPECT_EQ(quantize_frequencies(Counts{0, 9, 0}, 8),
-            (Frequencies{0, 256, 0}));
+  EXPECT_EQ(quantize_frequencies(Counts{0, 0, 0}, 8), (Frequencies{256, 0, 0}));
+  EXPECT_EQ(quantize_frequencies(Counts{0, 9, 0}, 8), (Frequencies{0, 256, 0}));
   EXPECT_EQ(quantize_frequencies(Counts{1, uint64_t{1} << 50}, 8),
             (Frequencies{1, 255}));
   EXPECT_EQ(quantize_frequencies(Counts{uint64_t{1} << 50, 1, 1}, 12),

@@ -85,8 +85,7 @@ bool round_trip(int state_bits, const std::vector<Section>& sections) {
   const Coded coded = encode(state_bits, sections);
   if (state_bits == 16) {
     return decodes<uint16_t>(
-        coded, sections,
-        [](const auto& f) { return AliasTable::build(f); },
+        coded, sections, [](const auto& f) { return AliasTable::build(f); },
         [](auto* x, const uint8_t* p, const AliasTable& t, uint8_t* out) {
           return decode_step16(x, p, t, out);
         },
@@ -150,8 +149,8 @@ TEST_P(Rans, SizeIsTheInformation) {
   for (uint8_t symbol : section.symbols) ++counts[symbol];
   const double bits = coded_bits(counts, section.frequencies, precision);
   const Coded coded = encode(GetParam(), {section});
-  const auto stored = 8.0 * static_cast<double>(coded.stream_bytes +
-                                                coded.states.size());
+  const auto stored =
+      8.0 * static_cast<double>(coded.stream_bytes + coded.states.size());
   const double states = 8.0 * static_cast<double>(coded.states.size());
   EXPECT_GT(stored, bits);
   // 16-bit states lose a little to the coarse renormalization.

@@ -90,10 +90,10 @@ size_t planes_of(testing::AffineMatrix* matrix) {
 }
 
 TEST(EncodeAffine, PredictsBiasesWhenThatIsSmaller) {
-  auto related = testing::random_affine(1, 64, 512, 4, 32,
-                                        FloatType::kFloat16, false);
-  auto unrelated = testing::random_affine(2, 64, 512, 4, 32,
-                                          FloatType::kFloat16, true);
+  auto related =
+      testing::random_affine(1, 64, 512, 4, 32, FloatType::kFloat16, false);
+  auto unrelated =
+      testing::random_affine(2, 64, 512, 4, 32, FloatType::kFloat16, true);
   EXPECT_EQ(planes_of(&related), 4u);
   EXPECT_EQ(planes_of(&unrelated), 3u);
 }

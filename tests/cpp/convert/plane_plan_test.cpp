@@ -32,8 +32,8 @@ TEST(PlanePlan, ConstantPlanesCostNothing) {
   for (int width : {2, 8, 16, 32}) {
     const uint32_t top = width == 32 ? ~0u : (1u << width) - 1;
     for (uint32_t value : {0u, 1u, top / 3, top}) {
-      const PlanePlan constant = plan(PlaneKind::kScales, width,
-                                      std::vector<uint32_t>(5000, value));
+      const PlanePlan constant =
+          plan(PlaneKind::kScales, width, std::vector<uint32_t>(5000, value));
       expect_valid(constant, width);
       EXPECT_FALSE(constant.plane.coded());
       EXPECT_EQ(constant.plane.raw_bits, 0);
@@ -100,7 +100,7 @@ TEST(PlaneHistogram, MergesToTheSameAsOne) {
   std::vector<uint32_t> values(3000);
   for (uint32_t& value : values) value = random() & 0xffc0;
   PlaneHistogram whole(PlaneKind::kFloats, 16), first = whole, second = whole,
-                 none = whole;
+                                                none = whole;
   whole.add(values.data(), values.size());
   first.add(values.data(), 1000);
   second.add(values.data() + 1000, 2000);

@@ -143,8 +143,7 @@ TEST(Container, RejectsBadTiles) {
   expect_error(with(bytes, first, ~uint32_t{0}), "tile 0: truncated");
   expect_error(with(bytes, second, uint32_t{0}), "tile 1: trailing");
   expect_error(with(bytes, exception, uint32_t{64}), "exception index");
-  expect_error(with(bytes, exception + 4, uint32_t{65536}),
-               "exception value");
+  expect_error(with(bytes, exception + 4, uint32_t{65536}), "exception value");
   expect_error(with(bytes, bytes.size() - 1, uint8_t{1}), "padding");
 }
 

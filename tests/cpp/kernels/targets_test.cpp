@@ -18,8 +18,8 @@ namespace {
 
 using testing::Bytes;
 
-constexpr FloatType kFloatTypes[] = {
-    FloatType::kFloat32, FloatType::kFloat16, FloatType::kBfloat16};
+constexpr FloatType kFloatTypes[] = {FloatType::kFloat32, FloatType::kFloat16,
+                                     FloatType::kBfloat16};
 
 class Targets : public ::testing::TestWithParam<std::string> {
  protected:
@@ -122,8 +122,8 @@ TEST_P(Targets, ConstantPlanes) {
 }
 
 TEST_P(Targets, SeveralCallersAtOnce) {
-  auto matrix = testing::random_affine(1, 64, 256, 4, 64, FloatType::kFloat16,
-                                       false);
+  auto matrix =
+      testing::random_affine(1, 64, 256, 4, 64, FloatType::kFloat16, false);
   const Bytes coded = testing::encode(&matrix, 4);
   const auto result = validate(coded.data(), coded.size());
   ASSERT_TRUE(result.ok());

@@ -15,9 +15,9 @@ using Bytes = std::vector<uint8_t>;
 
 inline void fix_checksum(Bytes* bytes) {
   if (bytes->size() < header::kSize) return;
-  store(bytes->data() + header::kChecksumAt,
-        xxh64(bytes->data() + header::kRowsAt,
-              bytes->size() - header::kRowsAt));
+  store(
+      bytes->data() + header::kChecksumAt,
+      xxh64(bytes->data() + header::kRowsAt, bytes->size() - header::kRowsAt));
 }
 
 // Makes the header agree with the size, so that checks behind it are reached.

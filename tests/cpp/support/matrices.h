@@ -42,14 +42,14 @@ struct AffineMatrix {
 // Gaussian codes; biases near -scale * 2^(bits - 1), as mx.quantize makes
 // them, or anything at all.
 inline AffineMatrix random_affine(uint32_t seed, uint32_t rows, uint32_t cols,
-                                  int bits, uint32_t group_size,
-                                  FloatType type, bool wild_biases) {
+                                  int bits, uint32_t group_size, FloatType type,
+                                  bool wild_biases) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   const size_t groups = size_t{rows} * cols / group_size;
   AffineMatrix matrix;
-  matrix.arrays = {rows, cols, bits, group_size, type, nullptr, nullptr,
-                   nullptr};
+  matrix.arrays = {rows, cols,    bits,    group_size,
+                   type, nullptr, nullptr, nullptr};
   std::vector<uint8_t> codes(size_t{rows} * cols);
   const int top = (1 << bits) - 1;
   for (uint8_t& code : codes) {

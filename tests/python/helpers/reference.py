@@ -53,7 +53,7 @@ def pack_codes(codes, width):
 def unpack_codes(packed, width):
     data = np.array(packed).view(np.uint8)
     ones = np.unpackbits(data, axis=1, bitorder="little")
-    ones = ones.reshape(len(data), -1, width).astype(np.uint8)
+    ones = ones.reshape(len(data), ones.shape[1] // width, width)
     return (ones << np.arange(width, dtype=np.uint8)).sum(-1, dtype=np.uint8)
 
 
