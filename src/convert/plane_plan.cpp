@@ -16,7 +16,7 @@ constexpr double kExceptionBits = 8 * kExceptionSize;
 // Unpacking a raw bit mask takes time that a whole raw byte does not; a split
 // with masks must save this much of a bit for each of them.
 constexpr double kMaskPenaltyBits = 0.004;
-constexpr double kPalettePenaltyBits = 0.01;
+constexpr double kPalettePenaltyBits = 0.004;
 
 // First of `size` neighbouring classes that hold the most values.
 size_t densest_window(const std::vector<uint64_t>& counts, size_t size) {
