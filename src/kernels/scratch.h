@@ -15,6 +15,7 @@ class Scratch {
     kSide,
     kScales,
     kBiases,
+    kProducts,
     kPanel,
     kTall,
     kSlots

@@ -3,9 +3,11 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include "base/bits.h"
 #include "base/float_bits.h"
@@ -14,7 +16,7 @@
 
 MLX_ENTROPY_BEGIN_TARGET(
     "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,"
-    "avx512vbmi,avx512vbmi2")
+    "avx512vbmi,avx512vbmi2,avx512vnni")
 
 #include "kernels/body/decode.h"
 #include "kernels/body/product.h"
@@ -184,9 +186,73 @@ struct Avx512 {
     return _mm512_fmadd_ps(a, b, c);
   }
   static float sum(Float a) { return _mm512_reduce_add_ps(a); }
-  static Float from_bytes(const uint8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float load_first(const float* p, size_t n) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  }
+
+  using Int = __m512i;
+  static constexpr bool kSplitActivations = true;
+  static constexpr size_t kDepth = 4;
+  static constexpr size_t kPairColumns = 6;
+  static constexpr size_t kSingleColumns = 12;
+
+  static Int int_zero() { return _mm512_setzero_si512(); }
+  static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
+  static Int shift_high(Int a) { return _mm512_slli_epi32(a, 8); }
+  static Int load_panel(const uint8_t* p) { return _mm512_load_si512(p); }
+  static Int broadcast(const uint8_t* x) {
+    return _mm512_set1_epi32(mlx_entropy::load<int32_t>(x));
+  }
+  static Int dot(Int acc, Int codes, Int x) {
+    return _mm512_dpbusd_epi32(acc, codes, x);
+  }
+
+  static void pack(const uint8_t* codes, size_t cols, uint8_t* panel) {
+    // Four codes move as one 32-bit element.
+    for (size_t k = 0; k < cols; k += 64) {
+      transpose(reinterpret_cast<const float*>(codes + k), cols / 4,
+                reinterpret_cast<float*>(panel + k * 16));
+    }
+  }
+
+  // 64 codes times 64 integers, in 16 lanes of 4 neighbouring codes.
+  static __m512i dot64(const uint8_t* codes, const uint8_t* x, size_t half) {
+    const __m512i c = _mm512_loadu_si512(codes);
+    const __m512i high =
+        _mm512_dpbusd_epi32(_mm512_setzero_si512(), c, _mm512_loadu_si512(x));
+    return _mm512_dpbusd_epi32(_mm512_slli_epi32(high, 8), c,
+                               _mm512_loadu_si512(x + half));
+  }
+
+  template <size_t kGroup>
+  static float dot_row(const uint8_t* codes, const uint8_t* x, size_t groups,
+                       const float* scales) {
+    const size_t cols = groups * kGroup;
+    const size_t half = Activations::half_bytes(cols);
+    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    if constexpr (kGroup == 32) {
+      for (size_t g = 0; g < groups; g += 2) {
+        const __m512 pair = _mm512_mask_broadcastss_ps(
+            _mm512_set1_ps(scales[g]), 0xff00, _mm_load_ss(scales + g + 1));
+        __m512& into = sum[g / 2 % 2];
+        into = _mm512_fmadd_ps(
+            _mm512_cvtepi32_ps(dot64(codes + g * 32, x + g * 32, half)), pair,
+            into);
+      }
+    } else {
+      for (size_t g = 0; g < groups; ++g) {
+        __m512i dots = dot64(codes + g * kGroup, x + g * kGroup, half);
+        for (size_t k = 64; k < kGroup; k += 64) {
+          dots = _mm512_add_epi32(
+              dots, dot64(codes + g * kGroup + k, x + g * kGroup + k, half));
+        }
+        __m512& into = sum[g % 2];
+        into = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots),
+                               _mm512_set1_ps(scales[g]), into);
+      }
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
   }
 
   static void spread_mask(uint64_t mask, uint8_t* bytes) {
@@ -269,8 +335,11 @@ struct Avx512 {
   }
 };
 
-const KernelTable kTable = {"avx512", Avx512::kMaxStreams,
-                            body::product<Avx512>, body::decode_tile<Avx512>,
+const KernelTable kTable = {"avx512",
+                            Avx512::kMaxStreams,
+                            body::product<Avx512>,
+                            body::quantize_row<Avx512>,
+                            body::decode_tile<Avx512>,
                             body::check_tile<Avx512>};
 
 }  // namespace
