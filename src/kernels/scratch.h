@@ -16,6 +16,8 @@ class Scratch {
     kScales,
     kBiases,
     kProducts,
+    kNodes,
+    kPartialBlock,
     kPanel,
     kTall,
     kSlots

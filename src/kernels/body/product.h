@@ -30,7 +30,8 @@ inline constexpr uint32_t kTallStreams = 2;
 inline size_t block_rows(const ProductArgs& args) {
   const MatrixHeader& header = args.matrix->header();
   const size_t cols = header.cols;
-  size_t unit = row_unit(header.cols);
+  size_t unit = header.coder == Coder::kTree ? tree_block_rows(header.cols)
+                                             : row_unit(header.cols);
   size_t symbols = kBlockSymbols;
   if (args.batch > 1 && header.scheme == Scheme::kAffine) {
     // Whole pairs of panels; fewer rows where decoding is most of the work,
@@ -268,7 +269,7 @@ void affine_product(const ProductArgs& args, uint32_t first_tile,
   const size_t row_groups = cols / header.group_size;
   const size_t groups = rows * row_groups;
   const size_t plane = matrix.weights_plane();
-  TileReader<Target, V> reader(matrix, first_tile);
+  TileReader<Target, V> reader(matrix, first_tile, scratch);
   // Panels read whole rows of 16 groups beyond the last.
   constexpr size_t kBeyond = kPanelRows * kPanelRows;
   const size_t beyond = kPanelRows * row_groups + kBeyond;
@@ -313,10 +314,11 @@ void float_product(const ProductArgs& args, uint32_t first_tile,
   const size_t rows = header.rows_in_tile(first_tile);
   const size_t cols = header.cols;
   const size_t stride = args.x_stride;
-  TileReader<Target, V> reader(matrix, first_tile);
+  TileReader<Target, V> reader(matrix, first_tile, scratch);
   const size_t step_rows = block_rows(args);
   const size_t room = (step_rows * cols + kLanes - 1) / kLanes * kLanes;
-  uint8_t* const classes = scratch.get<uint8_t>(Scratch::kClasses, V * room);
+  uint8_t* const classes =
+      scratch.get<uint8_t>(Scratch::kClasses, V * room + kLanes);
   uint32_t* const words = scratch.get<uint32_t>(Scratch::kWords, room);
   float* const panel = scratch.get<float>(Scratch::kPanel, step_rows * stride);
   uint8_t* out[V];
@@ -370,9 +372,11 @@ void product(const ProductArgs& args, uint32_t first, uint32_t count,
     --count;
   }
   // The blocks of all tiles in flight should stay in the second-level cache.
-  const uint32_t most = args.batch == 1           ? count
-                        : args.batch < kTallBatch ? kBatchStreams
-                                                  : kTallStreams;
+  // Blocks of a tree need no company.
+  const uint32_t most = header.coder == Coder::kTree ? 1
+                        : args.batch == 1            ? count
+                        : args.batch < kTallBatch    ? kBatchStreams
+                                                     : kTallStreams;
   for (uint32_t done = 0; done < count;) {
     const uint32_t n = std::min(most, count - done);
     product_streams<Target>(args, first + done, n, scratch);

@@ -45,6 +45,20 @@ constexpr auto make_word_expansions() {
   return rows;
 }
 
+// Row m takes element i from the next of the upper eight bytes of a vector if
+// bit i is set in m, else from the next of the lower eight.
+constexpr auto make_merge_orders() {
+  std::array<std::array<uint8_t, 8>, 256> rows{};
+  for (size_t mask = 0; mask < 256; ++mask) {
+    uint8_t left = 0, right = 8;
+    for (size_t i = 0; i < 8; ++i) {
+      rows[mask][i] = (mask >> i & 1) != 0 ? right++ : left++;
+    }
+  }
+  return rows;
+}
+
+alignas(64) constexpr auto kMergeOrders = make_merge_orders();
 alignas(64) constexpr auto kByteExpansions = make_byte_expansions();
 alignas(64) constexpr auto kWordExpansions = make_word_expansions();
 
@@ -369,6 +383,52 @@ struct Avx2 {
   // Loads beat sixteen shuffles of 16 entries each.
   static void look_up(const uint8_t* table, uint8_t* bytes) {
     for (size_t i = 0; i < kLanes; ++i) bytes[i] = table[bytes[i]];
+  }
+
+  static size_t count_ones(const uint8_t* bitmap, size_t count) {
+    return body::count_ones(bitmap, count);
+  }
+
+  static void merge(const uint8_t* bitmap, size_t count, const uint8_t* left,
+                    const uint8_t* right, uint8_t* out) {
+    for (size_t i = 0; i < count; i += 8) {
+      const uint32_t mask = bitmap[i / 8];
+      const __m128i both = _mm_castps_si128(_mm_loadh_pi(
+          _mm_castsi128_ps(
+              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(left))),
+          reinterpret_cast<const __m64*>(right)));
+      const __m128i order = _mm_loadl_epi64(
+          reinterpret_cast<const __m128i*>(kMergeOrders[mask].data()));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(out + i),
+                       _mm_shuffle_epi8(both, order));
+      const auto ones = static_cast<size_t>(_mm_popcnt_u32(mask));
+      right += ones;
+      left += 8 - ones;
+    }
+  }
+
+  template <int kDepth>
+  static void unpack(const uint8_t* packed, size_t count, const uint8_t* table,
+                     uint8_t* out) {
+    constexpr uint64_t kField = 0x0101010101010101u * ((1u << kDepth) - 1);
+    const __m256i line =
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(table));
+    for (size_t i = 0; i < count; i += 32) {
+      alignas(32) uint64_t index[4];
+      for (size_t k = 0; k < 4; ++k, packed += kDepth) {
+        index[k] = _pdep_u64(mlx_entropy::load<uint64_t>(packed), kField);
+      }
+      if constexpr (kDepth <= 4) {
+        _mm256_storeu_si256(
+            reinterpret_cast<__m256i*>(out + i),
+            _mm256_shuffle_epi8(
+                line,
+                _mm256_load_si256(reinterpret_cast<const __m256i*>(index))));
+      } else {
+        const auto* const bytes = reinterpret_cast<const uint8_t*>(index);
+        for (size_t k = 0; k < 32; ++k) out[i + k] = table[bytes[k]];
+      }
+    }
   }
 
   template <int V>

@@ -104,6 +104,28 @@ struct Scalar {
     for (size_t i = 0; i < kLanes; ++i) bytes[i] = table[bytes[i]];
   }
 
+  static size_t count_ones(const uint8_t* bitmap, size_t count) {
+    return body::count_ones(bitmap, count);
+  }
+
+  static void merge(const uint8_t* bitmap, size_t count, const uint8_t* left,
+                    const uint8_t* right, uint8_t* out) {
+    for (size_t i = 0; i < count; ++i) {
+      const bool goes_right = bitmap[i / 8] >> (i % 8) & 1;
+      out[i] = goes_right ? *right++ : *left++;
+    }
+  }
+
+  template <int kDepth>
+  static void unpack(const uint8_t* packed, size_t count, const uint8_t* table,
+                     uint8_t* out) {
+    for (size_t i = 0; i < count; ++i) {
+      const size_t bit = i * kDepth;
+      const uint32_t two = mlx_entropy::load<uint16_t>(packed + bit / 8);
+      out[i] = table[two >> (bit % 8) & ((1u << kDepth) - 1)];
+    }
+  }
+
   template <int V>
   static void decode16(uint8_t (*states)[256], const uint8_t** streams,
                        const AliasTable& table, size_t steps,
