@@ -80,6 +80,35 @@ void bind_codec(nb::module_& m) {
         "tile_rows"_a = 0, "block_rows"_a = 0, Released());
   m.def("decode_float", &decode_float, "coded"_a, nb::kw_only(),
         "row_start"_a = 0, "row_stop"_a = nb::none(), Released());
+  nb::class_<CodecChoice>(m, "CodecChoice")
+      .def_prop_ro("codec",
+                   [](const CodecChoice& choice) {
+                     return choice.codec == Codec::kRans        ? "rans"
+                            : choice.pass_cost == kFlatPassCost ? "flat"
+                                                                : "tree";
+                   })
+      .def_ro("pass_cost", &CodecChoice::pass_cost)
+      .def_ro("bits_per_weight", &CodecChoice::bits)
+      .def_ro("merges", &CodecChoice::merges)
+      .def_ro("nanoseconds_per_weight", &CodecChoice::time);
+  m.def("transcode", &transcode_array, "coded"_a, "codec"_a = "auto",
+        nb::kw_only(), "pass_cost"_a = nb::none(), Released());
+  m.def("rank_codecs", &rank_codecs_array, "coded"_a, Released());
+  m.def("machine_model", [] {
+    MachineModel machine;
+    {
+      nb::gil_scoped_release release;
+      machine = machine_model();
+    }
+    nb::dict out;
+    out["target"] = machine.target;
+    out["threads"] = machine.threads;
+    out["rans_nanoseconds"] = machine.rans;
+    out["tree_nanoseconds"] = machine.tree;
+    out["merge_nanoseconds"] = machine.tree_merge;
+    out["bytes_per_nanosecond"] = machine.bandwidth;
+    return out;
+  });
   m.def("validate", &validate_array, "coded"_a, Released());
   m.def("describe", &describe_array, "coded"_a, Released());
   m.def(
