@@ -242,3 +242,6 @@ def cpu_features() -> dict[str, bool]:
 def num_threads() -> int: ...
 def set_num_threads(count: int) -> None:
     """Threads of the pool, the calling one included; 0 means all cores."""
+
+def read_bandwidth(nbytes: int, passes: int = 5) -> list[float]:
+    """Bytes a second at which the threads read memory, one figure a pass."""

@@ -5,6 +5,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include "base/bandwidth.h"
 #include "base/cpu_features.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
@@ -174,6 +175,17 @@ void bind_machine(nb::module_& m) {
         ThreadPool::instance().resize(static_cast<size_t>(count));
       },
       "count"_a);
+  m.def(
+      "read_bandwidth",
+      [](int64_t nbytes, int passes) {
+        if (nbytes < 1 || passes < 1) {
+          fail("read_bandwidth", "expected positive numbers");
+        }
+        nb::gil_scoped_release release;
+        return read_bandwidth(static_cast<size_t>(nbytes),
+                              static_cast<size_t>(passes));
+      },
+      "nbytes"_a, "passes"_a = 5);
 }
 
 }  // namespace
