@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "kernels/prepared_matrix.h"
 #include "kernels/scratch.h"
+#include "kernels/transformer.h"
 
 namespace mlx_entropy {
 
@@ -51,6 +52,8 @@ struct KernelTable {
   // functions, safe on streams that nobody has checked.
   bool (*check_tile)(const PreparedMatrix& matrix, uint32_t tile,
                      Scratch& scratch);
+  // What a transformer does between its products.
+  const TransformerKernels* transformer;
 };
 
 const KernelTable& scalar_kernels();

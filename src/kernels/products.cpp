@@ -101,6 +101,34 @@ void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
   if (!result.empty()) copy_from_float(result.data(), result.size(), y, 0);
 }
 
+void multiply_shared(std::span<const PreparedMatrix* const> matrices,
+                     const float* x, size_t batch, size_t x_stride,
+                     std::span<float* const> y) {
+  if (batch == 0) return;
+  std::vector<ProductArgs> products(matrices.size());
+  std::vector<std::vector<float>> sums(matrices.size());
+  std::vector<std::pair<const ProductArgs*, TileGroup>> tasks;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const MatrixHeader& header = matrices[i]->header();
+    if (header.scheme == Scheme::kAffine && batch == 1) {
+      for (size_t k = 0; k < header.cols; k += header.group_size) {
+        sums[i].push_back(
+            std::accumulate(x + k, x + k + header.group_size, 0.0f));
+      }
+    }
+    products[i] = {matrices[i],    batch, x,           x_stride,
+                   sums[i].data(), y[i],  header.rows, 0};
+    for (const TileGroup& group :
+         split_tiles(0, header.tiles, matrices.size())) {
+      tasks.emplace_back(&products[i], group);
+    }
+  }
+  ThreadPool::instance().run(tasks.size(), [&](size_t task) {
+    const auto& [args, group] = tasks[task];
+    active_target().product(*args, group.first, group.count, Scratch::local());
+  });
+}
+
 bool rows_start_tiles(const MatrixHeader& header, uint32_t block_rows) {
   return block_rows > 0 && header.rows % block_rows == 0 &&
          (block_rows % header.tile_rows == 0 || header.rows == block_rows);

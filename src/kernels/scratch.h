@@ -17,6 +17,7 @@ class Scratch {
     kBiases,
     kPanel,
     kTall,
+    kAttention,
     kSlots
   };
 

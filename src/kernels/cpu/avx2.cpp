@@ -340,8 +340,12 @@ struct Avx2 {
   }
 };
 
-const KernelTable kTable = {"avx2", Avx2::kMaxStreams, body::product<Avx2>,
-                            body::decode_tile<Avx2>, body::check_tile<Avx2>};
+const KernelTable kTable = {"avx2",
+                            Avx2::kMaxStreams,
+                            body::product<Avx2>,
+                            body::decode_tile<Avx2>,
+                            body::check_tile<Avx2>,
+                            &kAvx2Transformer};
 
 }  // namespace
 }  // namespace mlx_entropy

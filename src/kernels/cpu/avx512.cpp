@@ -269,9 +269,12 @@ struct Avx512 {
   }
 };
 
-const KernelTable kTable = {"avx512", Avx512::kMaxStreams,
-                            body::product<Avx512>, body::decode_tile<Avx512>,
-                            body::check_tile<Avx512>};
+const KernelTable kTable = {"avx512",
+                            Avx512::kMaxStreams,
+                            body::product<Avx512>,
+                            body::decode_tile<Avx512>,
+                            body::check_tile<Avx512>,
+                            &kAvx512Transformer};
 
 }  // namespace
 }  // namespace mlx_entropy

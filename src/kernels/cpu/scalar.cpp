@@ -92,9 +92,12 @@ struct Scalar {
 }  // namespace
 
 const KernelTable& scalar_kernels() {
-  static constexpr KernelTable table = {
-      "scalar", Scalar::kMaxStreams, body::product<Scalar>,
-      body::decode_tile<Scalar>, body::check_tile<Scalar>};
+  static constexpr KernelTable table = {"scalar",
+                                        Scalar::kMaxStreams,
+                                        body::product<Scalar>,
+                                        body::decode_tile<Scalar>,
+                                        body::check_tile<Scalar>,
+                                        &kScalarTransformer};
   return table;
 }
 
