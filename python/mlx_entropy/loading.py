@@ -15,6 +15,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,16 @@ Classes = tuple[type[nn.Module], type]
 
 _SUFFIX = f".{CODED}"
 _lock = threading.Lock()
+_fused = ContextVar("fused", default=True)
 _registered = False
 _loading = 0
 _wrapper: Callable[..., Any] | None = None
 _stock: Any = None
 
 
-def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
+def load(
+    path: str | Path, *, fused: bool = True, **kwargs: Any
+) -> tuple[Any, ...]:
     """`mlx_lm.load` that also understands converted models.
 
     Adapters (LoRA) work as with other models. Tensor parallelism, i.e.
@@ -48,6 +52,9 @@ def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
 
     Args:
         path (str): Directory or Hugging Face repository, converted or stock.
+        fused (bool): Whether a converted llama model runs its decoder layers
+            as one operation where it can. Like ``MLX_ENTROPY_FUSED=0`` in the
+            environment, False leaves every operation to mlx-lm.
         kwargs: Those of `mlx_lm.load`.
 
     Returns:
@@ -60,8 +67,12 @@ def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
     """
     import mlx_lm.utils
 
-    with _wrapped():
-        return mlx_lm.utils.load(str(path), **kwargs)
+    token = _fused.set(fused)
+    try:
+        with _wrapped():
+            return mlx_lm.utils.load(str(path), **kwargs)
+    finally:
+        _fused.reset(token)
 
 
 def register() -> None:
@@ -120,7 +131,13 @@ def _coded_class(stock: type[nn.Module]) -> type[nn.Module]:
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             sanitize = getattr(super(), "sanitize", lambda weights: weights)
-            return _swap_in_coded(self, sanitize, weights)
+            weights = _swap_in_coded(self, sanitize, weights)
+            if _fused.get():
+                # Imports mlx-lm, which takes its time.
+                from .nn.fused_llama import fuse
+
+                fuse(self)
+            return weights
 
         if hasattr(stock, "shard"):
 
