@@ -227,6 +227,51 @@ def entropy_dequantize(
 ) -> mx.array:
     """The whole weight matrix ``[rows, cols]`` in ``dtype``; lazy."""
 
+class LlamaDecoder:
+    """The decoder layers of a llama-family model, ready to run."""
+
+    def __init__(
+        self,
+        coded: Sequence[mx.array],
+        biases: Sequence[mx.array | None],
+        norms: Sequence[mx.array],
+        inverse_frequencies: mx.array,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+        attention_scale: float,
+        rope_scale: float = 1.0,
+        rope_traditional: bool = False,
+    ) -> None:
+        """Evaluate and check the weights; ValueError says what does not fit.
+
+        ``coded`` and ``biases`` (vectors or None): q, k, v, o, gate, up and
+        down of each layer. ``norms``: vectors ``[hidden]``, two of each layer,
+        then the last. Pair i of each head turns by ``position * rope_scale *
+        inverse_frequencies[i]``.
+        """
+    def __call__(
+        self,
+        x: mx.array,
+        keys: Sequence[mx.array],
+        values: Sequence[mx.array],
+        offset: int,
+        capacity: int,
+        *,
+        stream: object = None,
+    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+        """All layers and the last norm on the next tokens; lazy.
+
+        ``x`` ``[1, n, hidden]`` float32, float16 or bfloat16, at positions
+        from ``offset`` on; ``keys`` and ``values`` of each layer ``[1,
+        kv_heads, at least offset, head_dim]``, or empty lists at the start.
+        Returns an array like ``x``, and keys and values ``[1, kv_heads,
+        capacity, head_dim]``. Positions from ``offset`` on of the caches
+        given are not kept.
+        """
+
 def targets() -> list[str]:
     """Targets this machine can run, best first; "scalar" is always last."""
 

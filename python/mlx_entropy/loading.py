@@ -36,6 +36,7 @@ Classes = tuple[type[nn.Module], type]
 
 _SUFFIX = f".{CODED}"
 _lock = threading.Lock()
+_fused = ContextVar("fused", default=True)
 _registered = False
 _loading = 0
 _wrapper: Callable[..., Any] | None = None
@@ -49,7 +50,11 @@ _codec: ContextVar[str | None] = ContextVar("codec", default=None)
 
 
 def load(
-    path: str | Path, *, codec: str | None = None, **kwargs: Any
+    path: str | Path,
+    *,
+    codec: str | None = None,
+    fused: bool = True,
+    **kwargs: Any,
 ) -> tuple[Any, ...]:
     """`mlx_lm.load` that also understands converted models.
 
@@ -62,6 +67,9 @@ def load(
             weights: "rans" (as small as the files), "tree" or "flat" (faster to
             decode), or "auto", the fastest for each matrix on this machine.
             None: the environment variable MLX_ENTROPY_CODEC, else "auto".
+        fused (bool): Whether a converted llama model runs its decoder layers
+            as one operation where it can. Like ``MLX_ENTROPY_FUSED=0`` in the
+            environment, False leaves every operation to mlx-lm.
         kwargs: Those of `mlx_lm.load`.
 
     Returns:
@@ -76,12 +84,14 @@ def load(
 
     if codec is not None:
         _check_codec(codec)
-    token = _codec.set(codec)
+    codec_token = _codec.set(codec)
+    fused_token = _fused.set(fused)
     try:
         with _wrapped():
             return mlx_lm.utils.load(str(path), **kwargs)
     finally:
-        _codec.reset(token)
+        _fused.reset(fused_token)
+        _codec.reset(codec_token)
 
 
 def memory_codec() -> str:
@@ -154,7 +164,13 @@ def _coded_class(stock: type[nn.Module]) -> type[nn.Module]:
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             sanitize = getattr(super(), "sanitize", lambda weights: weights)
-            return _swap_in_coded(self, sanitize, weights)
+            weights = _swap_in_coded(self, sanitize, weights)
+            if _fused.get():
+                # Imports mlx-lm, which takes its time.
+                from .nn.fused_llama import fuse
+
+                fuse(self)
+            return weights
 
         if hasattr(stock, "shard"):
 

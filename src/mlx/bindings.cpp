@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
@@ -12,6 +13,7 @@
 #include "mlx/arrays.h"
 #include "mlx/codec_api.h"
 #include "mlx/coded_ops.h"
+#include "mlx/llama_ops.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -139,6 +141,29 @@ void bind_ops(nb::module_& m) {
         "cols"_a, "dtype"_a, nb::kw_only(), "stream"_a = nb::none());
 }
 
+void bind_llama(nb::module_& m) {
+  nb::class_<FusedLlama>(m, "LlamaDecoder")
+      .def(
+          "__init__",
+          [](FusedLlama* self, std::vector<mx::array> coded,
+             std::vector<std::optional<mx::array>> biases,
+             std::vector<mx::array> norms, mx::array inverse_frequencies,
+             int heads, int kv_heads, int head_dim, float eps,
+             float attention_scale, float rope_scale, bool rope_traditional) {
+            nb::gil_scoped_release release;
+            new (self)
+                FusedLlama(std::move(coded), biases, norms, inverse_frequencies,
+                           {heads, kv_heads, head_dim, eps, attention_scale,
+                            rope_scale, rope_traditional});
+          },
+          "coded"_a, "biases"_a, "norms"_a, "inverse_frequencies"_a,
+          nb::kw_only(), "heads"_a, "kv_heads"_a, "head_dim"_a, "eps"_a,
+          "attention_scale"_a, "rope_scale"_a = 1.0f,
+          "rope_traditional"_a = false)
+      .def("__call__", &FusedLlama::step, "x"_a, "keys"_a, "values"_a,
+           "offset"_a, "capacity"_a, nb::kw_only(), "stream"_a = nb::none());
+}
+
 void bind_machine(nb::module_& m) {
   m.def("targets", [] {
     std::vector<std::string> names;
@@ -195,5 +220,6 @@ NB_MODULE(_ext, m) {
   mlx_entropy::bind_info(m);
   mlx_entropy::bind_codec(m);
   mlx_entropy::bind_ops(m);
+  mlx_entropy::bind_llama(m);
   mlx_entropy::bind_machine(m);
 }

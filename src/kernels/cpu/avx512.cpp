@@ -442,7 +442,8 @@ const KernelTable kTable = {"avx512",
                             body::product<Avx512>,
                             body::quantize_row<Avx512>,
                             body::decode_tile<Avx512>,
-                            body::check_tile<Avx512>};
+                            body::check_tile<Avx512>,
+                            &kAvx512Transformer};
 
 }  // namespace
 }  // namespace mlx_entropy
