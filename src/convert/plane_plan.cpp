@@ -249,36 +249,57 @@ PlanePlan plan_plane(PlaneKind kind, const PlaneHistogram& histogram,
   return best;
 }
 
+namespace {
+
+TreePlan choose_tree(const std::vector<uint64_t>& counts,
+                     std::optional<double> pass_cost) {
+  return pass_cost ? plan_tree(counts, *pass_cost) : plan_compact_tree(counts);
+}
+
+// Every value is a class of its own: leaves are raw bits already, and rare
+// values cost less deep in the tree than as exceptions.
+PlanePlan plan_whole_tree(PlaneKind kind, const PlaneHistogram& histogram,
+                          std::optional<double> pass_cost) {
+  const TreePlan tree = choose_tree(histogram.bins(), pass_cost);
+  PlanePlan plan;
+  plan.plane.kind = kind;
+  plan.plane.tree = tree.tree;
+  plan.plane.tree_classes = static_cast<uint32_t>(histogram.bins().size());
+  plan.bits = static_cast<double>(histogram.total()) * tree.bits +
+              8.0 * static_cast<double>(tree.tree.stored_bytes());
+  plan.merges = tree.merges;
+  return plan;
+}
+
+}  // namespace
+
 PlanePlan plan_tree_plane(PlaneKind kind, const PlaneHistogram& histogram,
                           std::optional<double> pass_cost) {
   const auto n = static_cast<double>(histogram.total());
-  // The raw plane is what a tree has to beat.
   PlanePlan best = plan_plane(kind, histogram, Coder::kTree);
+  if (histogram.value_bits() <= kMaxLeafDepth) {
+    const bool constant = best.plane.raw_bits == 0 && best.bits < n;
+    return constant ? best : plan_whole_tree(kind, histogram, pass_cost);
+  }
+  // The raw plane is what a tree has to beat.
   std::vector<uint64_t> counts = histogram.bins();
-  // Leaves of a tree are raw bits: splitting more of them off is only for
-  // values that have more than 8.
-  const int most = histogram.value_bits() <= kMaxLeafDepth
-                       ? histogram.shift()
-                       : histogram.shift() + kMaxBinBits;
+  const int most = histogram.shift() + kMaxBinBits;
   for (int raw_bits = histogram.shift(); raw_bits <= most; ++raw_bits) {
     if (raw_bits > histogram.shift()) counts = merge_pairs(counts);
     std::vector<uint64_t> classes;
     PlanePlan plan =
         plan_split(kind, histogram, counts, raw_bits, kRans32, &classes);
     if (plan.plane.frequencies.size() < 2) continue;
-    const TreePlan tree =
-        pass_cost ? plan_tree(classes, *pass_cost) : plan_compact_tree(classes);
+    const TreePlan tree = choose_tree(classes, pass_cost);
+    plan.merges = tree.merges;
     plan.bits +=
         n * tree.bits -
         coded_bits(classes, plan.plane.frequencies, kRans32.precision_bits) +
         n * (plan.plane.raw_bits % 8) * kMaskPenaltyBits;
-    plan.merges = tree.merges;
     plan.plane.frequencies.clear();
     plan.plane.tree = tree.tree;
     plan.plane.tree_classes = static_cast<uint32_t>(classes.size());
-    // One leaf is as small as a raw plane, and faster to unpack.
-    const bool leaves_are_raw = histogram.value_bits() <= kMaxLeafDepth;
-    if (leaves_are_raw || plan.bits < best.bits) best = std::move(plan);
+    if (plan.bits < best.bits) best = std::move(plan);
   }
   return best;
 }

@@ -10,7 +10,7 @@ namespace {
 
 // Enough for the bytes that each node of a block wastes on average to vanish,
 // and small enough for a block and its parts to stay in the first-level cache.
-constexpr uint32_t kBlockValues = 4096;
+constexpr uint32_t kBlockValues = 8192;
 
 }  // namespace
 

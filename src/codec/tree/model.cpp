@@ -13,13 +13,16 @@ namespace {
 // What unpacking a leaf takes, in merges.
 constexpr double kLeafPasses = 0.4;
 
-// Bytes that a node wastes in each block of about 4096 values.
-constexpr double kNodeBits = 6.0 / 4096;
+// Bits that a node wastes in each block, and its fixed work in merges of a
+// whole block.
+constexpr double kNodeBits = 6.0 / 8192;
+constexpr double kNodePasses = 0.06;
 
 // plan_compact_tree: how far above the entropy, and what it tries.
-constexpr double kCompactLoss = 0.03;
-constexpr double kPassCosts[] = {1.0,  0.5,  0.3,  0.2,   0.14, 0.1,
-                                 0.07, 0.05, 0.03, 0.015, 0.0};
+constexpr double kCompactLoss = 0.036;
+constexpr double kPassCosts[] = {1.0,  0.5,  0.35, 0.25, 0.2,  0.17,  0.14,
+                                 0.12, 0.1,  0.08, 0.06, 0.05, 0.04,  0.03,
+                                 0.02, 0.01, 0.0};
 
 int leaf_depth(size_t classes) { return std::bit_width(classes - 1); }
 
@@ -54,11 +57,15 @@ class Planner {
  private:
   double mass(size_t i, size_t j) const { return mass_[j] - mass_[i]; }
 
+  static double node_cost(double pass_cost) {
+    return kNodeBits + kNodePasses * pass_cost;
+  }
+
   double leaf_cost(size_t i, size_t j, double pass_cost) const {
     const int depth = leaf_depth(j - i);
     if (depth > kMaxLeafDepth) return std::numeric_limits<double>::infinity();
     return mass(i, j) * (depth + (depth > 0 ? kLeafPasses * pass_cost : 0)) +
-           (depth > 0 ? kNodeBits : 0);
+           node_cost(pass_cost);
   }
 
   void solve(double pass_cost) {
@@ -69,7 +76,7 @@ class Planner {
         const size_t j = i + length;
         double best = leaf_cost(i, j, pass_cost);
         size_t where = 0;
-        const double merge = mass(i, j) * (1 + pass_cost) + kNodeBits;
+        const double merge = mass(i, j) * (1 + pass_cost) + node_cost(pass_cost);
         for (size_t m = i + 1; m < j; ++m) {
           const double cost = merge + cost_[at(i, m)] + cost_[at(m, j)];
           if (cost < best) {
@@ -88,7 +95,7 @@ class Planner {
     if (m != 0) {
       plan->tree.add(kMerge);
       plan->bits += mass(i, j);
-      plan->merges += mass(i, j);
+      plan->merges += mass(i, j) + kNodePasses;
       append(i, m, plan);
       append(m, j, plan);
       return;
@@ -96,7 +103,7 @@ class Planner {
     const int depth = leaf_depth(j - i);
     plan->tree.add(static_cast<uint8_t>(depth));
     plan->bits += mass(i, j) * depth;
-    plan->merges += depth > 0 ? kLeafPasses * mass(i, j) : 0;
+    plan->merges += kNodePasses + (depth > 0 ? kLeafPasses * mass(i, j) : 0);
     std::vector<uint8_t> classes;
     for (size_t k = i; k < j; ++k) {
       classes.push_back(static_cast<uint8_t>(order_[k]));

@@ -11,7 +11,7 @@ namespace mlx_entropy {
 struct TreePlan {
   Tree tree;
   double bits = 0;    // for each value
-  double merges = 0;  // values that pass a merge, for each value
+  double merges = 0;  // work of decoding, in merges of all values
 };
 
 // The tree that minimizes bits + pass_cost * merges for `counts` of classes

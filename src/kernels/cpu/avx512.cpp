@@ -317,30 +317,37 @@ struct Avx512 {
   static void join_words(const uint8_t* classes, const uint8_t* raw,
                          int raw_bits, int shift, uint32_t base,
                          uint32_t* out) {
+    // The bits beyond whole bytes, joined in bytes.
+    const int whole = raw_bits & ~7;
+    __m512i rest = _mm512_setzero_si512();
+    for (int bit = 0; bit < raw_bits - whole; ++bit) {
+      const uint8_t* const mask = raw + 8 * (whole + bit);
+      rest =
+          _mm512_mask_add_epi8(rest, mlx_entropy::load<uint64_t>(mask), rest,
+                               _mm512_set1_epi8(static_cast<char>(1 << bit)));
+    }
+    alignas(64) uint8_t rest_bytes[kLanes];
+    _mm512_store_si512(rest_bytes, rest);
+    const __m128i class_at = _mm_cvtsi32_si128(raw_bits);  // 32 gives 0
+    const __m128i rest_at = _mm_cvtsi32_si128(whole);
+    const __m128i value_at = _mm_cvtsi32_si128(shift);
+    const __m512i offset = _mm512_set1_epi32(static_cast<int>(base));
     for (size_t i = 0; i < kLanes; i += 16) {
       const auto bytes = [i](const uint8_t* p) {
         return _mm512_cvtepu8_epi32(
             _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
       };
-      // Shifts by 32 give 0: such a plane has class 0 only.
       __m512i value =
-          _mm512_sll_epi32(bytes(classes), _mm_cvtsi32_si128(raw_bits));
-      const uint8_t* p = raw;
-      int bit = 0;
-      for (; bit + 8 <= raw_bits; bit += 8, p += kLanes) {
+          _mm512_or_si512(_mm512_sll_epi32(bytes(classes), class_at),
+                          _mm512_sll_epi32(bytes(rest_bytes), rest_at));
+      if (whole >= 8) value = _mm512_or_si512(value, bytes(raw));
+      for (int bit = 8; bit < whole; bit += 8) {
         value = _mm512_or_si512(
-            value, _mm512_sll_epi32(bytes(p), _mm_cvtsi32_si128(bit)));
+            value,
+            _mm512_sll_epi32(bytes(raw + 8 * bit), _mm_cvtsi32_si128(bit)));
       }
-      for (; bit < raw_bits; ++bit, p += kLanes / 8) {
-        const auto mask = mlx_entropy::load<uint16_t>(p + i / 8);
-        value = _mm512_mask_add_epi32(
-            value, mask, value,
-            _mm512_set1_epi32(static_cast<int>(uint32_t{1} << bit)));
-      }
-      value = _mm512_sll_epi32(value, _mm_cvtsi32_si128(shift));
       _mm512_storeu_si512(
-          out + i,
-          _mm512_add_epi32(value, _mm512_set1_epi32(static_cast<int>(base))));
+          out + i, _mm512_add_epi32(_mm512_sll_epi32(value, value_at), offset));
     }
   }
 
