@@ -13,12 +13,18 @@ TreeTables::TreeTables(const Tree& tree)
       heights[i] = 1 + std::max(heights[i + 1], heights[node.right]);
       continue;
     }
-    first_line_[i] = static_cast<uint16_t>(lines_.size());
     const size_t size = size_t{1} << node.depth;
+    const auto* const classes = &tree.symbols[node.symbols];
+    bool identity = true;
+    for (size_t k = 0; k < size; ++k) identity &= classes[k] == k;
+    if (identity) {
+      first_line_[i] = kIdentity;
+      continue;
+    }
+    first_line_[i] = static_cast<uint16_t>(lines_.size());
     lines_.resize(lines_.size() + std::max<size_t>(1, size / 64));
     for (size_t k = 0; k < std::max<size_t>(64, size); ++k) {
-      lines_[first_line_[i] + k / 64][k % 64] =
-          tree.symbols[node.symbols + k % size];
+      lines_[first_line_[i] + k / 64][k % 64] = classes[k % size];
     }
   }
   height_ = heights.empty() ? 0 : heights[0];

@@ -20,13 +20,17 @@ class TreeTables {
 
   const TreeNode& node(size_t index) const { return nodes_[index]; }
   // Of a leaf: its classes, at least 64 entries; repeated if it has at most 16.
+  // Null if they are 0, 1, 2, ...
   const uint8_t* table(size_t index) const {
-    return lines_[first_line_[index]].data();
+    return first_line_[index] == kIdentity ? nullptr
+                                           : lines_[first_line_[index]].data();
   }
   // Merges above one another, at most.
   size_t height() const { return height_; }
 
  private:
+  static constexpr uint16_t kIdentity = 0xffff;
+
   struct alignas(64) Line : std::array<uint8_t, 64> {};
 
   std::vector<TreeNode> nodes_;

@@ -8,7 +8,7 @@
 //   unpack<depth>(packed, count, table, out)
 //       out[i] = table[depth bits of packed, from bit depth * i], depth 1 to 8.
 //       May read 64 bytes beyond and write whole steps. Tables of at most 16
-//       entries are repeated to 64.
+//       entries are repeated to 64; none stands for the identity.
 #pragma once
 
 #include "kernels/prepared_matrix.h"
@@ -46,7 +46,7 @@ void unpack_leaf(int depth, const uint8_t* packed, size_t count,
                  const uint8_t* table, uint8_t* out) {
   switch (depth) {
     case 0:
-      __builtin_memset(out, table[0], count);
+      __builtin_memset(out, table == nullptr ? 0 : table[0], count);
       break;
     case 1:
       return Target::template unpack<1>(packed, count, table, out);

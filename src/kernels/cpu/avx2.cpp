@@ -380,6 +380,67 @@ struct Avx2 {
     }
   }
 
+  static __m256i load_words(const uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+
+  static constexpr bool kConvertsHalves = true;
+  static void half_groups(FloatType type, const uint32_t* scale_words,
+                          const uint32_t* offset_words,
+                          const uint32_t* correction_words, size_t n,
+                          float* scales, float* biases) {
+    const bool is_float16 = type == FloatType::kFloat16;
+    const __m256i low15 = _mm256_set1_epi32(0x7fff);
+    const __m256i sign = _mm256_set1_epi32(0x8000);
+    const auto to_floats = [is_float16](__m256i bits) {
+      if (!is_float16) return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+      return _mm256_cvtph_ps(_mm_packus_epi32(
+          _mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
+    };
+    for (size_t i = 0; i < n; i += 8) {
+      const __m256i w = load_words(scale_words + i);
+      const __m256 scale = to_floats(
+          _mm256_or_si256(_mm256_srli_epi32(w, 1),
+                          _mm256_and_si256(_mm256_slli_epi32(w, 15), sign)));
+      _mm256_storeu_ps(scales + i, scale);
+      const __m256i offset = _mm256_sub_epi32(load_words(offset_words + i),
+                                              _mm256_set1_epi32(kOffsetBias));
+      const __m256 product = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(offset));
+      __m256i bits;
+      if (is_float16) {
+        bits = _mm256_cvtepu16_epi32(
+            _mm256_cvtps_ph(product, _MM_FROUND_TO_NEAREST_INT));
+      } else {
+        const __m256i p = _mm256_castps_si256(product);
+        const __m256i odd =
+            _mm256_and_si256(_mm256_srli_epi32(p, 16), _mm256_set1_epi32(1));
+        bits = _mm256_srli_epi32(
+            _mm256_add_epi32(_mm256_add_epi32(p, low15), odd), 16);
+        // A NaN stays one, whatever rounding did to it.
+        bits = _mm256_blendv_epi8(
+            bits, _mm256_set1_epi32(0x7fc0),
+            _mm256_castps_si256(_mm256_cmp_ps(product, product, _CMP_UNORD_Q)));
+      }
+      bits = _mm256_andnot_si256(
+          _mm256_cmpeq_epi32(offset, _mm256_setzero_si256()), bits);
+      // Sign and magnitude to an integer of the same order, and back.
+      const __m256i was_negative =
+          _mm256_cmpeq_epi32(_mm256_and_si256(bits, sign), sign);
+      const __m256i ordered =
+          _mm256_xor_si256(_mm256_and_si256(bits, low15), was_negative);
+      const __m256i moved = _mm256_add_epi32(
+          ordered, _mm256_sub_epi32(
+                       load_words(correction_words + i),
+                       _mm256_set1_epi32(static_cast<int>(kCorrectionBias))));
+      const __m256i negative = _mm256_srai_epi32(moved, 31);
+      const __m256i magnitude =
+          _mm256_and_si256(_mm256_xor_si256(moved, negative), low15);
+      _mm256_storeu_ps(biases + i,
+                       to_floats(_mm256_or_si256(
+                           magnitude, _mm256_and_si256(negative, sign))));
+    }
+  }
+
   // Loads beat sixteen shuffles of 16 entries each.
   static void look_up(const uint8_t* table, uint8_t* bytes) {
     for (size_t i = 0; i < kLanes; ++i) bytes[i] = table[bytes[i]];
@@ -410,24 +471,53 @@ struct Avx2 {
   template <int kDepth>
   static void unpack(const uint8_t* packed, size_t count, const uint8_t* table,
                      uint8_t* out) {
-    constexpr uint64_t kField = 0x0101010101010101u * ((1u << kDepth) - 1);
-    const __m256i line =
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(table));
-    for (size_t i = 0; i < count; i += 32) {
-      alignas(32) uint64_t index[4];
-      for (size_t k = 0; k < 4; ++k, packed += kDepth) {
-        index[k] = _pdep_u64(mlx_entropy::load<uint64_t>(packed), kField);
-      }
-      if constexpr (kDepth <= 4) {
-        _mm256_storeu_si256(
-            reinterpret_cast<__m256i*>(out + i),
-            _mm256_shuffle_epi8(
-                line,
-                _mm256_load_si256(reinterpret_cast<const __m256i*>(index))));
-      } else {
-        const auto* const bytes = reinterpret_cast<const uint8_t*>(index);
-        for (size_t k = 0; k < 32; ++k) out[i + k] = table[bytes[k]];
-      }
+    for (size_t i = 0; i < count; i += 32, packed += 4 * kDepth) {
+      const __m256i index = unpack_indices<kDepth>(packed);
+      _mm256_storeu_si256(
+          reinterpret_cast<__m256i*>(out + i),
+          table == nullptr ? index : look_up32<kDepth>(table, index));
+    }
+  }
+
+  // table[index] for indices of kDepth bits, from tables of 16 at a time.
+  template <int kDepth>
+  static __m256i look_up32(const uint8_t* table, __m256i index) {
+    const auto line = [table](size_t i) {
+      return _mm256_broadcastsi128_si256(
+          _mm_load_si128(reinterpret_cast<const __m128i*>(table + 16 * i)));
+    };
+    if constexpr (kDepth <= 4) return _mm256_shuffle_epi8(line(0), index);
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(index, 4), nibble);
+    const __m256i low = _mm256_and_si256(index, nibble);
+    __m256i value = _mm256_setzero_si256();
+    for (size_t i = 0; i < size_t{1} << kDepth >> 4; ++i) {
+      const __m256i here =
+          _mm256_cmpeq_epi8(high, _mm256_set1_epi8(static_cast<char>(i)));
+      value = _mm256_or_si256(
+          value, _mm256_and_si256(here, _mm256_shuffle_epi8(line(i), low)));
+    }
+    return value;
+  }
+
+  // 32 fields of kDepth bits to bytes.
+  template <int kDepth>
+  static __m256i unpack_indices(const uint8_t* packed) {
+    if constexpr (kDepth == 8) {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed));
+    } else if constexpr (kDepth == 4) {
+      const __m256i pairs = _mm256_cvtepu8_epi16(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
+      return _mm256_and_si256(
+          _mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)),
+          _mm256_set1_epi8(15));
+    } else {
+      constexpr uint64_t kField = 0x0101010101010101u * ((1u << kDepth) - 1);
+      const auto eight = [packed](size_t k) {
+        return static_cast<long long>(_pdep_u64(
+            mlx_entropy::load<uint64_t>(packed + k * kDepth), kField));
+      };
+      return _mm256_setr_epi64x(eight(0), eight(1), eight(2), eight(3));
     }
   }
 

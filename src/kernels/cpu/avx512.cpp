@@ -449,20 +449,24 @@ struct Avx512 {
     const __m512i order = _mm512_load_si512(kUnpackOrders[kDepth - 1].data());
     const __m512i shift = _mm512_load_si512(kUnpackShifts[kDepth - 1].data());
     const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << kDepth) - 1));
-    const __m512i line0 = _mm512_load_si512(table);
-    const __m512i line1 =
-        kDepth > 6 ? _mm512_load_si512(table + 64) : _mm512_setzero_si512();
-    const __m512i line2 =
-        kDepth > 7 ? _mm512_load_si512(table + 128) : _mm512_setzero_si512();
-    const __m512i line3 =
-        kDepth > 7 ? _mm512_load_si512(table + 192) : _mm512_setzero_si512();
+    const bool identity = table == nullptr;
+    const auto line = [table, identity](size_t i) {
+      return identity ? _mm512_setzero_si512()
+                      : _mm512_load_si512(table + 64 * i);
+    };
+    const __m512i line0 = line(0);
+    const __m512i line1 = kDepth > 6 ? line(1) : line0;
+    const __m512i line2 = kDepth > 7 ? line(2) : line0;
+    const __m512i line3 = kDepth > 7 ? line(3) : line0;
     for (size_t i = 0; i < count; i += 64, packed += 8 * kDepth) {
       const __m512i words =
           _mm512_permutexvar_epi8(order, _mm512_loadu_si512(packed));
       const __m512i index =
           _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, words), mask);
       __m512i value;
-      if constexpr (kDepth <= 4) {
+      if (identity) {
+        value = index;
+      } else if constexpr (kDepth <= 4) {
         value = _mm512_shuffle_epi8(line0, index);
       } else if constexpr (kDepth <= 6) {
         value = _mm512_permutexvar_epi8(index, line0);

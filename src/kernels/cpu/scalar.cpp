@@ -122,7 +122,8 @@ struct Scalar {
     for (size_t i = 0; i < count; ++i) {
       const size_t bit = i * kDepth;
       const uint32_t two = mlx_entropy::load<uint16_t>(packed + bit / 8);
-      out[i] = table[two >> (bit % 8) & ((1u << kDepth) - 1)];
+      const uint32_t index = two >> (bit % 8) & ((1u << kDepth) - 1);
+      out[i] = table == nullptr ? static_cast<uint8_t>(index) : table[index];
     }
   }
 
