@@ -82,7 +82,7 @@ std::vector<Sample> samples() {
   return samples;
 }
 
-// Bytes that hold raw bits: any value of them is valid.
+// Bytes that hold raw bits: any value of them is valid. Streams of trees too.
 std::vector<bool> raw_bytes(const Bytes& bytes) {
   const Container container =
       Container::parse(bytes.data(), bytes.size()).value();
@@ -95,6 +95,11 @@ std::vector<bool> raw_bytes(const Bytes& bytes) {
       const size_t size =
           plane.steps() * raw_step_bytes(container.header().planes[p].raw_bits);
       std::fill_n(raw.begin() + static_cast<long>(begin), size, true);
+    }
+    // Most bits of a tree are as good as raw ones.
+    if (container.header().coder == Coder::kTree) {
+      std::fill(raw.begin() + (tile.stream - bytes.data()),
+                raw.begin() + (tile.stream_end - bytes.data()), true);
     }
   }
   return raw;
