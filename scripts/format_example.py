@@ -56,7 +56,7 @@ def table(head, rows):
 def field_rows(data, offsets, exceptions, states, stream, end):
     total, checksum = struct.unpack_from("<2Q", data, 8)
     return [
-        ("000", "magic, version 1, scheme 0 (symbols), state bits 16"),
+        ("000", "magic, version 1, scheme 0 (symbols), coder 16 (rans16)"),
         ("008", f"total bytes: {total}"),
         ("010", f"checksum: {checksum:#018x}"),
         ("018", "2 rows, 64 columns, tile_rows 2, 1 tile"),

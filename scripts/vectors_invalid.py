@@ -67,8 +67,8 @@ def header_files(files):
         "version-0": (patch(symbols, 4, "H", 0), "version 0"),
         "version-2": (patch(symbols, 4, "H", 2), "version 2"),
         "scheme": (patch(symbols, 6, "B", 3), "scheme"),
-        "state-bits-8": (patch(symbols, 7, "B", 8), "state width"),
-        "state-bits-64": (patch(symbols, 7, "B", 64), "state width"),
+        "state-bits-8": (patch(symbols, 7, "B", 8), "coder"),
+        "state-bits-64": (patch(symbols, 7, "B", 64), "coder"),
         "total-low": (patch(symbols, 8, "Q", len(symbols) - 64), "header says"),
         "total-high": (patch(symbols, 8, "Q", 1 << 63), "header says"),
         "checksum": (bytes(wrong_checksum), "checksum mismatch"),
@@ -108,7 +108,7 @@ def tile_shape_files():
     constant = Plane("codes", np.zeros((3, 40), np.int64), [256])
     head = {
         "scheme": 0,
-        "state_bits": 16,
+        "coder": 16,
         "rows": 3,
         "cols": 40,
         "tile_rows": 2,
@@ -388,9 +388,9 @@ def stream_files(files):
     made, bad = {}, "stream does not decode"
     for name in ("symbols-narrow", "symbols-table-wide"):
         layout = Layout(files[name])
-        wide = layout.head.state_bits == 32
+        wide = layout.head.coder == 32
         coder, size = ("rans32", 4) if wide else ("rans16", 2)
-        low = 1 << (layout.head.state_bits // 2)
+        low = 1 << (layout.head.coder // 2)
         tile, states, unit = layout.tiles[0], 4, size // 2
         exceptions = int.from_bytes(tile[:4], "little")
         stream = states + 64 * size + 8 * exceptions

@@ -255,7 +255,7 @@ def reference_files():
     )  # fmt: skip
     halves = rotated(scale_patterns(62, "bf16", 10, 70), "bf16")
     made["float-rans32-bf16"] = float_file(
-        Plane("floats", halves, flat(256, 4096), 8), "bf16", state_bits=32
+        Plane("floats", halves, flat(256, 4096), 8), "bf16", coder=32
     )
     return made
 
@@ -289,7 +289,7 @@ def reference_affine():
         "affine-rans32": affine_file(
             "f16", 4, 32,
             [*wide, Plane("codes", codes, flat(16, 4096))],
-            state_bits=32, tile_rows=5,
+            coder=32, tile_rows=5,
         ),
         "affine-codes-not-coded": affine_file(
             "f16", 4, 32, [*sides, even(codes, "codes", 4)]
@@ -305,11 +305,11 @@ def reference_symbols():
         "symbols-zero-frequencies": symbol_file(Plane("codes", ladder, zeros)),
         "symbols-skew-rans16": symbol_file(Plane("codes", ladder, [255, 1])),
         "symbols-skew-rans32": symbol_file(
-            Plane("codes", ladder, edge), state_bits=32
+            Plane("codes", ladder, edge), coder=32
         ),
         "symbols-256-classes": symbol_file(
             Plane("codes", bell(81, 256, 20, 64), flat(256, 4096)),
-            state_bits=32,
+            coder=32,
         ),
         "symbols-raw-palette": symbol_file(
             Plane("codes", bell(82, 256, 6, 64) ^ np.uint64(0x5A), [256], 8,
@@ -322,6 +322,6 @@ def reference_symbols():
             Plane("codes", ladder, flat(16, 256)), tile_rows=1 << 31
         ),
         "symbols-no-entropy-rans32": symbol_file(
-            Plane("codes", bell(83, 8, 3, 21), [4096], 3), state_bits=32
+            Plane("codes", bell(83, 8, 3, 21), [4096], 3), coder=32
         ),
     }  # fmt: skip

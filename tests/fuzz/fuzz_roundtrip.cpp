@@ -2,8 +2,9 @@
 //
 //   fuzz_roundtrip -max_len=4096 CORPUS
 //
-// The first bytes choose scheme, types, shape and tiles; the rest is content,
-// repeated where there is too little of it.
+// The first bytes choose scheme, codec, types, shape and tiles; the rest is
+// content, repeated where there is too little of it. What is decoded from one
+// codec is coded with the other as well.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +16,7 @@
 
 #include "base/thread_pool.h"
 #include "convert/encode_matrix.h"
+#include "convert/transcode.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix_ops.h"
 #include "support/exercise.h"
@@ -52,7 +54,7 @@ class Input {
   size_t at_ = 0;
 };
 
-void check(const Bytes& coded, const Bytes& arrays) {
+void check_on_targets(const Bytes& coded, const Bytes& arrays) {
   for (const KernelTable* target : available_targets()) {
     if (!set_target(target->name).ok()) fail("cannot set the target");
     const auto matrix = validate(coded.data(), coded.size());
@@ -64,6 +66,18 @@ void check(const Bytes& coded, const Bytes& arrays) {
     const std::string what = testing::check_products(*matrix.value());
     if (!what.empty()) fail(std::string(target->name) + ": " + what);
   }
+}
+
+void check(const Bytes& coded, const Bytes& arrays) {
+  check_on_targets(coded, arrays);
+  const auto matrix = validate(coded.data(), coded.size());
+  EncodeOptions options;
+  if (matrix.value()->header().coder != Coder::kTree) {
+    options.codec = Codec::kTree;
+  }
+  const auto other = transcode(*matrix.value(), options);
+  if (!other.ok()) fail(other.status().message());
+  check_on_targets(other.value(), arrays);
 }
 
 void check_symbols(Input input, const EncodeOptions& options) {
@@ -135,6 +149,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   options.tile_rows = input.choice(20);
   const uint32_t scheme = input.choice(3);
   const FloatType type = kTypes[input.choice(3)];
+  if (const uint32_t tree = input.choice(4); tree > 0) {
+    options.codec = Codec::kTree;
+    if (tree > 1) options.pass_cost = tree == 2 ? 0.0 : 0.3;
+  }
   if (scheme == 0) {
     check_symbols(input, options);
   } else if (scheme == 1) {

@@ -298,7 +298,7 @@ def foreign_matrices(draw):
         cols=shape[1],
         bits=16,
         float_type=draw(st.sampled_from([2, 3])),
-        state_bits=state_bits,
+        coder=state_bits,
         tile_rows=draw(st.sampled_from([None, 64])),
     ), values
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import tree
 import xxhash
 
 SCHEMES = ("symbols", "affine", "float")
@@ -24,7 +25,7 @@ PLANES = {
     "float": [["floats"]],
 }
 HEADER = (
-    "magic version scheme state_bits total checksum rows cols tile_rows tiles "
+    "magic version scheme coder total checksum rows cols tile_rows tiles "
     "bits float_type group_size planes reserved"
 )
 PLANE = "kind raw_bits shift has_palette classes base"
@@ -60,7 +61,7 @@ def read_header(data):
     check(h.magic == b"MXEC", "bad magic")
     check(h.version == 1, f"format version {h.version}")
     check(h.scheme < len(SCHEMES), "bad scheme")
-    check(h.state_bits in (16, 32), "bad state width")
+    check(h.coder in (0, 16, 32), "bad coder")
     check(h.total == len(data), f"header says {h.total}, got {len(data)} bytes")
     check(h.float_type < len(FLOAT_TYPES), "bad float type")
     check(h.reserved == bytes(3), "reserved bytes are not zero")
@@ -87,15 +88,20 @@ def read_header(data):
     return h
 
 
-def read_plane(reader, h):
+def read_plane(reader, h, last=True):
     p = fields(PLANE, "4B2I", reader.take(12))
     check(p.kind < len(KINDS), "bad plane kind")
     check(p.has_palette <= 1, "palette flag")
-    limit, total = (16, 256) if h.state_bits == 16 else (256, 4096)
+    limit, total = {16: (16, 256), 32: (256, 4096), 0: (256, 1)}[h.coder]
     check(1 <= p.classes <= limit, f"class count {p.classes}")
-    p.frequencies = reader.integers(p.classes, "<u2")
-    check(p.classes == 1 or max(p.frequencies) < total, "frequency too large")
-    check(sum(p.frequencies) == total, f"frequencies sum to not {total}")
+    if h.coder == 0 and p.classes > 1:
+        check(last, "tree in a side plane")
+        p.tree = tree.read(reader, p.classes)
+    else:
+        p.frequencies = reader.integers(p.classes, "<u2")
+        fits = p.classes == 1 or max(p.frequencies) < total
+        check(fits, "frequency too large")
+        check(sum(p.frequencies) == total, f"frequencies sum to not {total}")
     if p.has_palette:
         allowed = p.kind == 0 and p.base == 0 and p.shift == 0
         check(allowed and p.classes << p.raw_bits <= 256, "palette not allowed")
@@ -146,9 +152,9 @@ class Lanes:
     `x` holds the lanes in the order in which they take from the stream.
     """
 
-    def __init__(self, name, state_bits, states, stream):
-        self.name, self.unit_bits, self.at = name, state_bits // 2, 0
-        self.rans16, self.low = state_bits == 16, 1 << state_bits // 2
+    def __init__(self, name, coder, states, stream):
+        self.name, self.unit_bits, self.at = name, coder // 2, 0
+        self.rans16, self.low = coder == 16, 1 << coder // 2
         check(min(states) >= self.low, f"{name}: lane state")
         whole = len(stream) * 8 % self.unit_bits == 0
         check(whole, f"{name}: stream does not decode: half a word")
@@ -197,17 +203,21 @@ def read_raw_bits(reader, plane, steps):
 def decode_tile(data, name, planes, h, rows):
     reader, coded = Reader(data, name), any(p.classes > 1 for p in planes)
     counts = reader.integers(len(planes), "<u4")
-    states = reader.integers(64 * coded, f"<u{h.state_bits // 8}")
+    lanes = coded and h.coder > 0
+    states = reader.integers(64 * lanes, f"<u{(h.coder or 16) // 8}")
     sizes = [rows * h.cols // p.group for p in planes]
     steps = [-(-size // 64) for size in sizes]
     raw = [read_raw_bits(reader, p, steps[i]) for i, p in enumerate(planes)]
     exceptions = [reader.integers(2 * n, "<u4").reshape(-1, 2) for n in counts]
     stream, values = data[reader.at :], []
     check(coded or not stream, f"{name}: trailing bytes")
-    lanes = Lanes(name, h.state_bits, states, stream) if coded else None
+    lanes = Lanes(name, h.coder, states, stream) if lanes else None
     for i, p in enumerate(planes):
         index = raw[i]
-        if p.classes > 1:
+        if p.classes > 1 and h.coder == 0:
+            classes = tree.decode_tile(p.tree, stream, rows, h.cols, name)
+            index[: sizes[i]] |= classes << p.raw_bits
+        elif p.classes > 1:
             index = lanes.decode(p, steps[i]) << p.raw_bits | index
         value = p.base + (index << p.shift)
         if p.has_palette:
@@ -218,7 +228,7 @@ def decode_tile(data, name, planes, h, rows):
         check((real < 1 << p.width).all(), f"{name}: exception value")
         value[at] = real
         values.append(value[: sizes[i]].reshape(rows, -1))
-    if coded:
+    if lanes:
         lanes.finish()
     return values
 
@@ -253,7 +263,7 @@ def decode(data):
     data = bytes(data)
     h, reader = read_header(data), Reader(data, "plane table")
     reader.take(48)
-    planes = [read_plane(reader, h) for _ in range(h.planes)]
+    planes = [read_plane(reader, h, i == h.planes - 1) for i in range(h.planes)]
     kinds = [p.kind for p in planes]
     check(kinds in PLANES[h.scheme], "planes do not match the scheme")
     for plane in planes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 from decode import KINDS, slots_rans16, slots_rans32
+from tree import MERGE, block_rows
 
 TAIL = 192
 
@@ -25,19 +26,24 @@ class Plane:
     shift: int = 0
     base: int = 0
     palette: list[int] = field(default_factory=list)
+    # In a tree plane: a leaf is a list of classes, a merge a pair of trees.
+    # Its `frequencies` only say which classes there are.
+    tree: object = None
 
     def descriptor(self):
-        return struct.pack(
-            f"<4B2I{len(self.frequencies)}H{len(self.palette)}B",
+        frequencies = self.frequencies if self.tree is None else []
+        table = b"" if self.tree is None else stored_tree(self.tree)
+        head = struct.pack(
+            f"<4B2I{len(frequencies)}H",
             KINDS.index(self.kind),
             self.raw_bits,
             self.shift,
             1 if self.palette else 0,
             len(self.frequencies),
             self.base,
-            *self.frequencies,
-            *self.palette,
+            *frequencies,
         )
+        return head + table + bytes(self.palette)
 
     def split(self, values):
         """Classes and raw values in whole steps, and exceptions."""
@@ -70,10 +76,10 @@ class Plane:
 class Encoder:
     """Lane states and stream of one tile; takes symbols in reverse order."""
 
-    def __init__(self, state_bits):
-        self.rans16 = state_bits == 16
+    def __init__(self, coder):
+        self.rans16 = coder == 16
         self.unit_bits, self.precision = (
-            state_bits // 2,
+            coder // 2,
             8 if self.rans16 else 12,
         )
         self.states, self.units = [1 << self.unit_bits] * 64, []
@@ -104,6 +110,58 @@ class Encoder:
         ).tobytes()
 
 
+def leaves(tree):
+    """All classes of a tree in the order of its leaves."""
+    if isinstance(tree, tuple):
+        return leaves(tree[0]) + leaves(tree[1])
+    return list(tree)
+
+
+def tree_nodes(tree):
+    if isinstance(tree, tuple):
+        return [MERGE, *tree_nodes(tree[0]), *tree_nodes(tree[1])]
+    return [len(tree).bit_length() - 1]
+
+
+def stored_tree(tree):
+    nodes = tree_nodes(tree)
+    return struct.pack("<H", len(nodes)) + bytes(nodes) + bytes(leaves(tree))
+
+
+def tree_plane(kind, values, tree, classes=None, **rest):
+    """A plane of `classes` classes, of which those in leaves are coded."""
+    held = set(leaves(tree))
+    classes = classes or max(max(held) + 1, 2)
+    live = [int(c in held) for c in range(classes)]
+    return Plane(kind, values, live, tree=tree, **rest)
+
+
+def pack_bits(ones):
+    return np.packbits(np.array(ones, np.uint8), bitorder="little").tobytes()
+
+
+def tree_block(tree, classes):
+    if isinstance(tree, tuple):
+        on_left = set(leaves(tree[0]))
+        right = [c not in on_left for c in classes]
+        below = ([], [])
+        for c, goes_right in zip(classes, right, strict=True):
+            below[goes_right].append(c)
+        parts = [tree_block(tree[i], below[i]) for i in (0, 1)]
+        return pack_bits(right) + b"".join(parts)
+    depth = len(tree).bit_length() - 1
+    places = [tree.index(c) for c in classes]
+    return pack_bits([p >> k & 1 for p in places for k in range(depth)])
+
+
+def tree_stream(tree, classes, cols):
+    step = block_rows(cols) * cols
+    return b"".join(
+        tree_block(tree, classes[first : first + step])
+        for first in range(0, len(classes), step)
+    )
+
+
 def pack_raw(raw, raw_bits):
     raw = np.array(raw, np.uint32).reshape(-1, 64)
     out, whole = [], raw_bits // 8
@@ -116,19 +174,23 @@ def pack_raw(raw, raw_bits):
     return b"".join(out)
 
 
-def encode_tile(planes, rows, state_bits):
+def encode_tile(planes, rows, coder):
     parts = [plane.split(plane.values[rows]) for plane in planes]
-    encoder = Encoder(state_bits)
-    coded = [len(plane.frequencies) > 1 for plane in planes]
+    encoder = Encoder(coder or 16)
+    coded = [coder and len(plane.frequencies) > 1 for plane in planes]
     for i in reversed(range(len(planes))):
         if coded[i]:
             encoder.push(planes[i].frequencies, parts[i][0])
     out = [struct.pack("<I", len(part[2])) for part in parts]
     if any(coded):
-        out.append(np.array(encoder.states, f"<u{state_bits // 8}").tobytes())
+        out.append(np.array(encoder.states, f"<u{coder // 8}").tobytes())
     for plane, part in zip(planes, parts, strict=True):
         out.append(pack_raw(part[1], plane.raw_bits))
     out += [struct.pack("<2I", *e) for part in parts for e in part[2]]
+    if planes[-1].tree is not None:
+        values = planes[-1].values[rows]
+        classes = parts[-1][0][: values.size]
+        out.append(tree_stream(planes[-1].tree, classes, values.shape[1]))
     return b"".join([*out, encoder.stream() if any(coded) else b""])
 
 
@@ -147,7 +209,7 @@ def assemble(head, planes, tiles):
     body += b"".join(tiles)
     body += bytes(total - 24 - len(body))
     start = struct.pack("<4sH2BQ", b"MXEC", 1, head["scheme"],
-                        head["state_bits"], total)  # fmt: skip
+                        head["coder"], total)  # fmt: skip
     return start + struct.pack("<Q", xxhash.xxh64_intdigest(body)) + body
 
 
@@ -158,16 +220,16 @@ def fix_checksum(data):
 
 
 def encode(planes, *, scheme, cols, bits, float_type=0, group_size=0,
-           state_bits=16, tile_rows=None):  # fmt: skip
+           coder=16, tile_rows=None):  # fmt: skip
     rows = len(planes[-1].values)
     tile_rows = tile_rows or rows
     head = {
-        "scheme": scheme, "state_bits": state_bits, "rows": rows, "cols": cols,
+        "scheme": scheme, "coder": coder, "rows": rows, "cols": cols,
         "tile_rows": tile_rows, "tiles": -(-rows // tile_rows), "bits": bits,
         "float_type": float_type, "group_size": group_size,
     }  # fmt: skip
     tiles = [
-        encode_tile(planes, slice(first, first + tile_rows), state_bits)
+        encode_tile(planes, slice(first, first + tile_rows), coder)
         for first in range(0, rows, tile_rows)
     ]
     return assemble(head, [plane.descriptor() for plane in planes], tiles)

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <ostream>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +20,7 @@
 #include "support/exercise.h"
 #include "support/matrices.h"
 #include "support/sanitizers.h"
+#include "support/trees.h"
 
 namespace mlx_entropy {
 namespace {
@@ -32,7 +34,27 @@ struct Sample {
 
 void PrintTo(const Sample& sample, std::ostream* out) { *out << sample.name; }
 
-// Small matrices of each kind; both coders, predicted and stored biases, a
+// Matrices with trees: as the encoder plans them, and a high one.
+void add_trees(std::vector<Sample>* samples) {
+  auto predicted =
+      testing::random_affine(6, 5, 128, 3, 64, FloatType::kFloat16, false);
+  samples->push_back(
+      {"tree_predicted", testing::encode(&predicted, 2, Codec::kTree)});
+  auto stored =
+      testing::random_affine(7, 3, 64, 4, 32, FloatType::kBfloat16, true);
+  samples->push_back(
+      {"tree_stored", testing::encode(&stored, 0, Codec::kTree)});
+  const auto floats = testing::random_floats(8, 3, 50, FloatType::kBfloat16);
+  samples->push_back({"tree_floats", testing::encode(floats, 0, Codec::kTree)});
+  std::mt19937 random(9);
+  const Tree high =
+      testing::RandomTree(&random, 40, 2, testing::TreeShape::kRight).make(32);
+  const Bytes symbols = testing::random_tree_values(&random, high, 700, 5);
+  samples->push_back(
+      {"tree_high", testing::encode_with_tree(high, 40, symbols, 7, 100, 7)});
+}
+
+// Small matrices of each kind; all coders, predicted and stored biases, a
 // palette, exceptions, several tiles.
 std::vector<Sample> samples() {
   std::vector<Sample> samples;
@@ -56,10 +78,11 @@ std::vector<Sample> samples() {
   samples.push_back(
       {"wide",
        encode_matrix(SymbolSource(wide.data(), 3, 100), options).value()});
+  add_trees(&samples);
   return samples;
 }
 
-// Bytes that hold raw bits: any value of them is valid.
+// Bytes that hold raw bits: any value of them is valid. Streams of trees too.
 std::vector<bool> raw_bytes(const Bytes& bytes) {
   const Container container =
       Container::parse(bytes.data(), bytes.size()).value();
@@ -72,6 +95,11 @@ std::vector<bool> raw_bytes(const Bytes& bytes) {
       const size_t size =
           plane.steps() * raw_step_bytes(container.header().planes[p].raw_bits);
       std::fill_n(raw.begin() + static_cast<long>(begin), size, true);
+    }
+    // Most bits of a tree are as good as raw ones.
+    if (container.header().coder == Coder::kTree) {
+      std::fill(raw.begin() + (tile.stream - bytes.data()),
+                raw.begin() + (tile.stream_end - bytes.data()), true);
     }
   }
   return raw;
@@ -100,7 +128,8 @@ TEST_P(Hostile, TheSampleIsValid) {
 
 TEST(HostileSamples, CoverTheFormat) {
   bool wide = false, narrow = false, palette = false, exceptions = false,
-       tiles = false, raw = false, predicted = false, stored = false;
+       tiles = false, raw = false, predicted = false, stored = false,
+       tree = false;
   for (const Sample& sample : samples()) {
     const auto container =
         Container::parse(sample.bytes.data(), sample.bytes.size());
@@ -108,6 +137,7 @@ TEST(HostileSamples, CoverTheFormat) {
     const MatrixHeader& header = container.value().header();
     wide |= header.coder == Coder::kRans32 && header.any_coded();
     narrow |= header.coder == Coder::kRans16 && header.any_coded();
+    tree |= header.coder == Coder::kTree && header.any_coded();
     tiles |= header.tiles > 1;
     predicted |= header.planes.size() == 4;
     stored |= header.planes.size() == 3;
@@ -118,9 +148,9 @@ TEST(HostileSamples, CoverTheFormat) {
     }
   }
   EXPECT_TRUE(wide && narrow && palette && exceptions && tiles && raw &&
-              predicted && stored)
+              predicted && stored && tree)
       << wide << narrow << palette << exceptions << tiles << raw << predicted
-      << stored;
+      << stored << tree;
 }
 
 TEST_P(Hostile, EveryTruncation) {
@@ -208,6 +238,27 @@ TEST(HostileHeader, HugeConstantMatrixCostsNothingToValidate) {
   Bytes row(header.cols);
   decode_dense(*result.value(), {64, 65}, row.data());
   EXPECT_EQ(row, Bytes(header.cols, 7));
+}
+
+// Leaves of one class take no bytes: nor must a matrix of them.
+TEST(HostileHeader, HugeTreeWithoutBitsCostsLittleToValidate) {
+  Tree tree;
+  tree.add(0);
+  tree.symbols = {3};
+  ASSERT_TRUE(tree.link());
+  const MatrixHeader header =
+      testing::tree_symbols_header(tree, 5, 1u << 20, 1u << 20, 64);
+  TilePayload tile;
+  tile.exception_counts = {0};
+  const Bytes bytes =
+      write_container(header, std::vector<TilePayload>(header.tiles, tile));
+  testing::allocated_bytes = 0;
+  const auto result = validate(bytes.data(), bytes.size());
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  EXPECT_LT(testing::allocated_bytes, size_t{1} << 17);
+  Bytes row(header.cols);
+  decode_dense(*result.value(), {64, 65}, row.data());
+  EXPECT_EQ(row, Bytes(header.cols, 3));
 }
 
 }  // namespace

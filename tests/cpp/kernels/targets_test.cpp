@@ -20,6 +20,7 @@ using testing::Bytes;
 
 constexpr FloatType kFloatTypes[] = {FloatType::kFloat32, FloatType::kFloat16,
                                      FloatType::kBfloat16};
+constexpr Codec kCodecs[] = {Codec::kRans, Codec::kTree};
 
 class Targets : public ::testing::TestWithParam<std::string> {
  protected:
@@ -57,11 +58,12 @@ TEST_P(Targets, Affine) {
         const bool wild_biases = ++seed % 4 == 0;
         auto matrix = testing::random_affine(seed, 11, 384, bits, group, type,
                                              wild_biases);
-        const Bytes coded = testing::encode(&matrix, seed % 5);
         Bytes arrays(matrix.codes.size() * 4);
         std::memcpy(arrays.data(), matrix.codes.data(), arrays.size());
         arrays = append(append(arrays, matrix.scales), matrix.biases);
-        expect_matrix(coded, arrays);
+        for (Codec codec : kCodecs) {
+          expect_matrix(testing::encode(&matrix, seed % 5, codec), arrays);
+        }
       }
     }
   }
@@ -85,7 +87,10 @@ TEST_P(Targets, Floats) {
     for (uint32_t cols : {1u, 7u, 63u, 64u, 65u, 200u}) {
       for (uint32_t rows : {1u, 2u, 65u}) {
         const auto matrix = testing::random_floats(++seed, rows, cols, type);
-        expect_matrix(testing::encode(matrix, seed % 3), matrix.values);
+        for (Codec codec : kCodecs) {
+          expect_matrix(testing::encode(matrix, seed % 3, codec),
+                        matrix.values);
+        }
       }
     }
   }
@@ -98,8 +103,11 @@ TEST_P(Targets, Symbols) {
       for (uint32_t cols : {1u, 64u, 333u}) {
         const Bytes symbols =
             testing::random_symbols(++seed, 70 * cols, alphabet, ratio);
-        expect_matrix(testing::encode_symbols(symbols, 70, cols, seed % 3),
-                      symbols);
+        for (Codec codec : kCodecs) {
+          expect_matrix(
+              testing::encode_symbols(symbols, 70, cols, seed % 3, codec),
+              symbols);
+        }
       }
     }
   }

@@ -74,11 +74,18 @@ inline AffineMatrix random_affine(uint32_t seed, uint32_t rows, uint32_t cols,
   return matrix;
 }
 
-inline Bytes encode(AffineMatrix* matrix, uint32_t tile_rows) {
-  matrix->point();
+inline EncodeOptions encode_options(uint32_t tile_rows, Codec codec) {
   EncodeOptions options;
+  options.codec = codec;
   options.tile_rows = tile_rows;
-  return encode_affine(matrix->arrays, options).value();
+  return options;
+}
+
+inline Bytes encode(AffineMatrix* matrix, uint32_t tile_rows,
+                    Codec codec = Codec::kRans) {
+  matrix->point();
+  return encode_affine(matrix->arrays, encode_options(tile_rows, codec))
+      .value();
 }
 
 struct FloatMatrix {
@@ -96,20 +103,18 @@ inline FloatMatrix random_floats(uint32_t seed, uint32_t rows, uint32_t cols,
   return {type, rows, cols, pack_floats(type, bits)};
 }
 
-inline Bytes encode(const FloatMatrix& matrix, uint32_t tile_rows) {
-  EncodeOptions options;
-  options.tile_rows = tile_rows;
+inline Bytes encode(const FloatMatrix& matrix, uint32_t tile_rows,
+                    Codec codec = Codec::kRans) {
   return encode_matrix(FloatSource(matrix.values.data(), matrix.type,
                                    matrix.rows, matrix.cols),
-                       options)
+                       encode_options(tile_rows, codec))
       .value();
 }
 
 inline Bytes encode_symbols(const Bytes& symbols, uint32_t rows, uint32_t cols,
-                            uint32_t tile_rows) {
-  EncodeOptions options;
-  options.tile_rows = tile_rows;
-  return encode_matrix(SymbolSource(symbols.data(), rows, cols), options)
+                            uint32_t tile_rows, Codec codec = Codec::kRans) {
+  return encode_matrix(SymbolSource(symbols.data(), rows, cols),
+                       encode_options(tile_rows, codec))
       .value();
 }
 
