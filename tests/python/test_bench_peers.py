@@ -12,7 +12,7 @@ import pytest
 
 from helpers.peers import GGML_PEER, RECORDED, SMALL, program, run
 from mlx_entropy import _ext
-from mlx_entropy.bench import contenders, synthetic_gguf
+from mlx_entropy.bench import contenders, noise, synthetic_gguf
 from mlx_entropy.bench.contenders import Coded, Dense, Stock, copies_beyond
 from mlx_entropy.bench.llama_cpp import (
     GgmlProduct,
@@ -142,6 +142,19 @@ def test_cache_sizes() -> None:
     assert _cache_size("") == 0
 
 
+def test_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = noise.Noise().share()
+    assert share is None or 0 <= share <= 1
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(noise, "_STAT", stat)
+    assert noise.Noise().share() is None
+    stat.write_text("cpu  1000 0 0 9000 0 0 0 0 7 7\ncpu0 1 2 3\n")
+    meter = noise.Noise()
+    # Ten thousand more ticks on all CPUs, a quarter of them busy.
+    stat.write_text("cpu  2000 0 1000 16400 100 0 0 500 7 7\n")
+    assert meter.share() == pytest.approx(0.25, abs=0.01)
+
+
 # The sweep
 
 
@@ -171,6 +184,7 @@ def test_sweep(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     assert report["llama_cpp"] == "llama.cpp 1.2.3"
     assert report["bandwidth"].keys() == {"1", "2"}
     assert report["notes"] == []
+    assert 0 <= report["others_cpu_share"] <= 1
     found = {
         (r["product"], r["weights_are"], r["batch"], r["setting_threads"])
         for r in report["results"]
