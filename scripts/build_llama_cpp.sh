@@ -111,8 +111,8 @@ case "$(uname -m)" in
     options+=(
       -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_BMI2=ON
       -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON
-      -DGGML_AVX512=$avx512 -DGGML_AVX512_VBMI=$vbmi
-      -DGGML_AVX512_VNNI=$vnni -DGGML_AVX512_BF16=$bf16
+      "-DGGML_AVX512=$avx512" "-DGGML_AVX512_VBMI=$vbmi"
+      "-DGGML_AVX512_VNNI=$vnni" "-DGGML_AVX512_BF16=$bf16"
     )
     echo "== AVX2 ON, AVX-512 $avx512, VBMI $vbmi, VNNI $vnni, BF16 $bf16" >&2
     ;;

@@ -1,12 +1,16 @@
 """Fixtures shared by the tests of the Python package."""
 
+import os
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm import utils
 
 import mlx_entropy
-from helpers import llama, tiny
+from helpers import llama, peers, tiny
+from mlx_entropy.bench.llama_cpp import find_llama_cpp
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +77,23 @@ def same_bits():
         return mx.array_equal(a.view(words), b.view(words)).item()
 
     return same
+
+
+@pytest.fixture
+def llama_cpp(tmp_path):
+    """Stand-ins for llama.cpp's programs."""
+    folder = tmp_path / "llama.cpp" / "bin"
+    peers.program(folder, "ggml-peer", peers.GGML_PEER)
+    peers.program(folder, "llama-bench", f"print('''{peers.RECORDED}''')")
+    (folder / "VERSION").write_text("llama.cpp 1.2.3\n")
+    return find_llama_cpp(tmp_path / "llama.cpp")
+
+
+@pytest.fixture(scope="session")
+def real_llama():
+    """llama.cpp, where it has been built."""
+    root = Path(__file__).parents[2] / "build" / "llama.cpp"
+    found = find_llama_cpp(os.environ.get("MLX_ENTROPY_LLAMA_CPP", root))
+    if found is None:
+        pytest.skip("scripts/build_llama_cpp.sh has not been run")
+    return found

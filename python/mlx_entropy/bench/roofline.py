@@ -39,7 +39,8 @@ def plot_sweep(report: dict[str, Any], out: str | os.PathLike[str]) -> Path:
         )
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("G operations/s (two a weight and row)")
-    panels[0].legend(fontsize="small")
+    # Beside the panels, where it covers no point.
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     out = Path(out)
     figure.savefig(out, dpi=120)
     return out

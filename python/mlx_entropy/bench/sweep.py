@@ -14,6 +14,7 @@ import numpy as np
 from .. import _ext
 from .contenders import CODECS, Contender, Dense, Ggml, Stock, our_contenders
 from .llama_cpp import LlamaCpp
+from .noise import Noise
 from .report import Report, Result, make_report
 from .shapes import ModelShape
 from .timing import Timing, settings
@@ -103,6 +104,7 @@ def bench_sweep(
     ]
     points = len(options.batches) * len(options.threads)
     run = _Run(options, notify, len(cases) * points)
+    noise = Noise()
     with settings(None, options.target):
         run.tell("measuring the memory")
         run.bandwidth = measure_bandwidth(options.threads)
@@ -122,6 +124,7 @@ def bench_sweep(
             "bandwidth": {str(key): rate for key, rate in bandwidth.items()},
             "peak_flops": measure_peak(),
             "llama_cpp": options.llama and options.llama.version,
+            "others_cpu_share": noise.share(),
             "notes": run.notes,
         }
         return make_report("sweep", about, run.results)

@@ -17,6 +17,7 @@ from ..loading import load
 from .generate import Generation
 from .llama_cpp import NAME, LlamaCpp, run_llama_bench
 from .load import count_weights
+from .noise import Noise
 from .report import CODED, STOCK, Report, Result, make_report
 from .timing import Timing, settings
 
@@ -75,6 +76,7 @@ def bench_model(
         from mlx_lm import load as load_stock
 
         models[STOCK] = load_stock(str(against))[0]
+    noise = Noise()
     with settings(threads, target):
         used = _ext.num_threads()
         found = {
@@ -96,6 +98,7 @@ def bench_model(
             "llama_cpp": None if llama is None else llama.version,
             "prompt_tokens": prompt_tokens,
             "max_tokens": max_tokens,
+            "others_cpu_share": noise.share(),
             "ratios": _ratios(results),
         }
         return make_report("model", about, results)

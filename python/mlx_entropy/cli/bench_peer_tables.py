@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+from ..bench.noise import NOISY
 from .table import format_table
 
 
@@ -34,7 +35,7 @@ def sweep(report: dict[str, Any]) -> str:
     peak = report["peak_flops"] / 1e9
     parts.append(f"numpy float32, large product: {peak:.0f} G operations/s")
     parts.append(f"peer: {report['llama_cpp'] or 'llama.cpp was not run'}")
-    parts += report["notes"]
+    parts += report["notes"] + _noise(report)
     return "\n".join(parts)
 
 
@@ -89,4 +90,14 @@ def model(report: dict[str, Any]) -> str:
         )
     if report["llama_cpp"]:
         lines.append(f"peer: {report['llama_cpp']}, on {report['gguf']}")
-    return "\n".join(lines)
+    return "\n".join(lines + _noise(report))
+
+
+def _noise(report: dict[str, Any]) -> list[str]:
+    share = report["others_cpu_share"]
+    if share is None:
+        return []
+    line = f"others used {100 * share:.0f} % of the machine's CPU time"
+    if share > NOISY:
+        line += "; measure again when it is idle: WAITING THREADS DISTORT THIS"
+    return [line]
