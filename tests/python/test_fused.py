@@ -1,8 +1,10 @@
 """The fused decoder layers compute what mlx-lm's model does."""
 
 import copy
+import importlib
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm.generate import generate_step
@@ -104,6 +106,26 @@ def in_parts(*sizes, tokens=TOKENS):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants(both, variant):
     both(coded(**VARIANTS[variant]), in_parts(9, 1, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_other_models_of_the_family(both, name):
+    arch = importlib.import_module(f"mlx_lm.models.{name}")
+    config = llama.CONFIG | {
+        "model_type": name,
+        "head_dim": 48,
+        "rope_theta": 1000.0,
+    }
+    model = arch.Model(arch.ModelArgs.from_dict(config))
+    llama.randomize(model, mx.float32)
+    for layer in model.layers:
+        for norm in ("q_norm", "k_norm"):
+            if norm in layer.self_attn:
+                layer.self_attn[norm].weight = mx.random.normal((48,))
+    nn.quantize(model, **AFFINE)
+    mlx_entropy.entropy_quantize(model)
+    model.eval()
+    both(model, in_parts(9, 1, 3))
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
