@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         EntropyCodedLinear,
         EntropyCodedSwitchLinear,
         entropy_quantize,
+        fuse,
+        unfuse,
     )
     from .verification import verify
 
@@ -48,10 +50,12 @@ __all__ = [
     "entropy_dequantize",
     "entropy_encode",
     "entropy_quantize",
+    "fuse",
     "inspect",
     "load",
     "model_classes",
     "register",
+    "unfuse",
     "unregister",
     "validate",
     "verify",
@@ -65,10 +69,12 @@ _HOMES = {
     "EntropyCodedSwitchLinear": "nn",
     "convert": "conversion",
     "entropy_quantize": "nn",
+    "fuse": "nn",
     "inspect": "inspection",
     "load": "loading",
     "model_classes": "loading",
     "register": "loading",
+    "unfuse": "nn",
     "unregister": "loading",
     "verify": "verification",
 }

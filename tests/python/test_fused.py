@@ -17,7 +17,7 @@ from mlx_lm.models.cache import (
 
 import mlx_entropy
 from helpers import llama
-from mlx_entropy.nn.fused_llama import fuse, unfuse
+from mlx_entropy import fuse, unfuse
 
 AFFINE = {"group_size": 32, "bits": 4}
 TOKENS = mx.array([[5, 299, 0, 17, 17, 1, 2, 3, 4, 250, 9, 8, 7]])
@@ -48,7 +48,7 @@ LIMITS = {mx.float32: 1e-5, mx.float16: 3e-3, mx.bfloat16: 2e-2}
 
 def coded(quantization=AFFINE, dtype=mx.float32, **changes):
     model, _ = llama.build(quantization, dtype, **changes)
-    mlx_entropy.entropy_quantize(model)
+    mlx_entropy.entropy_quantize(model, fused=False)
     model.eval()
     return model
 

@@ -18,8 +18,8 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 import mlx_entropy
 from helpers import llama
-from mlx_entropy import _ext
-from mlx_entropy.nn.fused_llama import FusedLayers, fuse, unfuse
+from mlx_entropy import _ext, fuse, unfuse
+from mlx_entropy.nn.fused_llama import FusedLayers
 from test_fused import AFFINE, TOKENS, coded, runs  # noqa: F401
 
 
@@ -207,6 +207,16 @@ def test_environment_switches_it_off(converted):
             check=True,
         )
         assert output.stdout.strip() == expected
+
+
+def test_coding_a_model_fuses_it(runs, relative_error):  # noqa: F811
+    model, _ = llama.build(AFFINE)
+    model.eval()
+    expected = model(TOKENS)
+    mx.eval(expected)
+    mlx_entropy.entropy_quantize(model)
+    assert relative_error(model(TOKENS), expected) < 1e-5
+    assert len(runs) == 1
 
 
 def test_other_architectures_stay():

@@ -1,16 +1,15 @@
-"""Run all decoder layers of a llama-family model as one operation.
+"""Run all decoder layers of a llama-like model as one operation.
 
 mlx-lm's model makes about twenty array operations a layer, each of which MLX
-runs on one thread of the CPU. `fuse` gives the model's stack of layers a class
-that calls `_ext.LlamaDecoder` instead. Modules, parameters and caches stay as
-they are, so loading, saving, adapters and prompt caches work as before; what
-the operation does not cover takes mlx-lm's own path.
+runs on one thread of the CPU. Here is the class that `fuse` gives a model's
+stack of layers, which calls `_ext.LlamaDecoder` instead. Modules, parameters
+and caches stay as they are, so loading, saving, adapters and prompt caches
+work as before; what the operation does not cover takes mlx-lm's own path.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from operator import is_
 from typing import Any, ClassVar
@@ -21,47 +20,11 @@ from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from .. import _ext
+from .fusing import STACKS
 from .linear import EntropyCodedLinear
 
-# Stacks of layers that compute the same, but for biases and head norms.
-_STACKS = {
-    "mlx_lm.models.llama": "LlamaModel",
-    "mlx_lm.models.qwen2": "Qwen2Model",
-    "mlx_lm.models.qwen3": "Qwen3Model",
-}
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
-
-
-def fuse(model: nn.Module) -> bool:
-    """Let a llama-like model of mlx-lm run its layers as one operation.
-
-    The operation is used where it applies: every projection is an
-    `EntropyCodedLinear`, the model is in evaluation mode on the CPU, the batch
-    is 1, and caches, if any, are plain `KVCache`s. Everything else, such as
-    LoRA, quantized caches or batches, is computed as before.
-
-    Args:
-        model (nn.Module): What `mlx_lm.load` returns. Changed in place.
-
-    Returns:
-        Whether mlx-lm's llama (mistral too), qwen2 or qwen3 is its class.
-        False as well with ``MLX_ENTROPY_FUSED=0`` in the environment.
-    """
-    if os.environ.get("MLX_ENTROPY_FUSED") == "0":
-        return False
-    stack: Any = model.get("model")
-    kind: Any = type(stack)
-    if _STACKS.get(kind.__module__) == kind.__name__:
-        stack.__class__ = _fused_class(kind)
-    return isinstance(stack, FusedLayers)
-
-
-def unfuse(model: nn.Module) -> None:
-    """Undo `fuse`; changes nothing on a model that is not fused."""
-    stack = model.get("model")
-    if isinstance(stack, FusedLayers):
-        stack.__class__ = stack.stock  # type: ignore[assignment]
 
 
 class FusedLayers:
@@ -106,7 +69,8 @@ class FusedLayers:
 
 
 @functools.cache
-def _fused_class(stock: type[nn.Module]) -> type[nn.Module]:
+def fused_class(stock: type[nn.Module]) -> type[nn.Module]:
+    """The class of a stack in `STACKS` that runs it as one operation."""
     return type(stock.__name__, (FusedLayers, stock), {"stock": stock})
 
 
@@ -307,7 +271,7 @@ def _is_plain(layer: nn.Module) -> bool:
 def _is(module: nn.Module, name: str) -> bool:
     # Exact types: a subclass may compute something else.
     kind = type(module)
-    return kind.__module__ in _STACKS and kind.__name__ == name
+    return kind.__module__ in STACKS and kind.__name__ == name
 
 
 def _settings(attention: nn.Module) -> tuple[object, ...]:
