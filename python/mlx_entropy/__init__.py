@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         entropy_decode,
         entropy_dequantize,
         entropy_encode,
+        transcode,
         validate,
     )
     from .conversion import convert
@@ -55,6 +56,7 @@ __all__ = [
     "load",
     "model_classes",
     "register",
+    "transcode",
     "unfuse",
     "unregister",
     "validate",

@@ -1,6 +1,7 @@
 """Native core of mlx-entropy: codec, fused kernels and MLX primitives."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -127,6 +128,51 @@ def validate(coded: mx.array) -> CodedInfo:
 def describe(coded: mx.array) -> CodedInfo:
     """Header only: structure is checked, checksum and streams are not."""
 
+class CodecChoice:
+    """A form that a coded matrix could have, with its predicted cost.
+
+    `codec` is "rans", "tree" or "flat" (a tree of one leaf: plain bits);
+    `merges` counts the merges that a value passes in a tree.
+    """
+
+    @property
+    def codec(self) -> str: ...
+    @property
+    def pass_cost(self) -> float | None: ...
+    @property
+    def bits_per_weight(self) -> float: ...
+    @property
+    def merges(self) -> float: ...
+    @property
+    def nanoseconds_per_weight(self) -> float: ...
+
+def transcode(
+    coded: mx.array, codec: str = "auto", *, pass_cost: float | None = None
+) -> mx.array:
+    """The same matrix in another codec, bit for bit; evaluated at once.
+
+    ``codec`` is "rans" (smallest), "tree" (decodes faster, within a few
+    percent of the entropy; with ``pass_cost`` the tree that minimizes bits +
+    pass_cost * merges), "flat" (plain bits) or "auto" (what `rank_codecs` puts
+    first; ``coded`` itself if that is what it is already).
+
+    ValueError if ``coded`` is damaged or an argument unknown.
+    """
+
+def rank_codecs(coded: mx.array) -> list[CodecChoice]:
+    """Forms for ``coded`` on this machine, with this target and threads.
+
+    The best is first: the fastest by `machine_model`, and the smallest among
+    those as fast. Float matrices stay as they are.
+    """
+
+def machine_model() -> dict[str, Any]:
+    """What this machine was measured at: nanoseconds a weight on one thread.
+
+    Keys: target, threads, rans_nanoseconds, tree_nanoseconds (without merges),
+    merge_nanoseconds (each), bytes_per_nanosecond (of memory, all threads).
+    """
+
 def plane_entropies(coded: mx.array) -> dict[str, float]:
     """Zero-order entropy of each plane's values, in bits a value."""
 
@@ -243,3 +289,6 @@ def cpu_features() -> dict[str, bool]:
 def num_threads() -> int: ...
 def set_num_threads(count: int) -> None:
     """Threads of the pool, the calling one included; 0 means all cores."""
+
+def read_bandwidth(nbytes: int, passes: int = 5) -> list[float]:
+    """Bytes a second at which the threads read memory, one figure a pass."""

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "format/container.h"
@@ -45,11 +46,18 @@ class PlaneHistogram {
 
 struct PlanePlan {
   Plane plane;
-  double bits = 0;  // estimated coded size of the whole plane
+  double bits = 0;    // estimated coded size of the whole plane
+  double merges = 0;  // of a tree, for each value; see TreePlan
 };
 
-// The cheapest split for one of the two coders.
+// The cheapest split for one of the two rANS coders, or for a side plane of a
+// tree container, which has no coded classes.
 PlanePlan plan_plane(PlaneKind kind, const PlaneHistogram& histogram,
-                     int state_bits);
+                     Coder coder);
+
+// The weights plane of a tree container. `pass_cost` as in plan_tree; without
+// it the tree is compact.
+PlanePlan plan_tree_plane(PlaneKind kind, const PlaneHistogram& histogram,
+                          std::optional<double> pass_cost);
 
 }  // namespace mlx_entropy

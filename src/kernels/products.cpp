@@ -1,7 +1,9 @@
 // Products with coded matrices: who multiplies which tiles with what.
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "base/bits.h"
@@ -23,12 +25,14 @@ struct TileGroup {
 
 // Groups of tiles as equal as possible. `sharers` ranges like this one are
 // worked on together, so that all of them make enough groups for all threads.
-std::vector<TileGroup> split_tiles(uint32_t first, uint32_t tiles,
-                                   size_t sharers) {
+std::vector<TileGroup> split_tiles(const MatrixHeader& header, uint32_t first,
+                                   uint32_t tiles, size_t sharers) {
   const size_t threads = ceil_div(ThreadPool::instance().size(), sharers);
+  // Only states of rANS need the company of other tiles.
+  const uint32_t together =
+      header.coder == Coder::kTree ? 1 : active_target().max_streams;
   const size_t groups = std::min<size_t>(
-      tiles,
-      std::max<size_t>(ceil_div(tiles, active_target().max_streams), threads));
+      tiles, std::max<size_t>(ceil_div(tiles, together), threads));
   std::vector<TileGroup> split;
   for (size_t i = 0; i < groups; ++i) {
     const auto begin = static_cast<uint32_t>(i * tiles / groups);
@@ -38,31 +42,59 @@ std::vector<TileGroup> split_tiles(uint32_t first, uint32_t tiles,
   return split;
 }
 
-// Arguments of a product, with the copy of x that kernels read: float32, rows
-// padded to whole vectors.
+// Calls visit(row) for rows of `width` floats, on several threads if that is
+// worth waking them.
+template <class Visit>
+void for_rows(size_t rows, size_t width, const Visit& visit) {
+  constexpr size_t kTaskFloats = 32 * 1024;
+  const size_t tasks = std::min(rows, ceil_div(rows * width, kTaskFloats));
+  ThreadPool::instance().run(tasks, [&](size_t task) {
+    for (size_t row = task * rows / tasks; row < (task + 1) * rows / tasks;
+         ++row) {
+      visit(row);
+    }
+  });
+}
+
+void run(const ProductArgs& args, TileGroup group) {
+  const KernelTable& target = args.activations != nullptr
+                                  ? args.activations->target()
+                                  : active_target();
+  target.product(args, group.first, group.count, Scratch::local());
+}
+
+// Arguments of a product, with the copy of x that kernels read: integers for
+// codes, else float32 with rows padded to whole vectors.
 class Product {
  public:
-  Product(const PreparedMatrix& matrix, size_t batch)
-      : stride_(ceil_div(matrix.header().cols, kVector) * kVector),
-        x_(batch * stride_, 0.0f) {
+  Product(const PreparedMatrix& matrix, size_t batch) {
+    const MatrixHeader& header = matrix.header();
     args_.matrix = &matrix;
     args_.batch = batch;
-    args_.x = x_.data();
-    args_.x_stride = stride_;
+    if (header.scheme == Scheme::kAffine) {
+      activations_.emplace(batch, header.cols, header.group_size);
+      args_.activations = &*activations_;
+    } else {
+      args_.x_stride = ceil_div(header.cols, kVector) * kVector;
+      x_.resize(batch * args_.x_stride, 0.0f);
+      args_.x = x_.data();
+    }
   }
 
-  // Row `to` of this product's x is row `from` of an array.
+  // Row `to` of this product's x is row `from` of an array. Safe from several
+  // threads for different rows.
   void set_row(size_t to, ConstFloatArray x, size_t from) {
-    const MatrixHeader& header = args_.matrix->header();
-    float* const row = &x_[to * stride_];
-    copy_to_float(x, from * header.cols, header.cols, row);
-    if (header.scheme != Scheme::kAffine || args_.batch > 1) return;
-    sums_.resize(header.cols / header.group_size);
-    for (size_t g = 0; g < sums_.size(); ++g) {
-      const float* const group = row + g * header.group_size;
-      sums_[g] = std::accumulate(group, group + header.group_size, 0.0f);
+    const size_t cols = args_.matrix->header().cols;
+    if (!activations_) {
+      copy_to_float(x, from * cols, cols, &x_[to * args_.x_stride]);
+    } else if (x.type == FloatType::kFloat32) {
+      activations_->set_row(to,
+                            static_cast<const float*>(x.data) + from * cols);
+    } else {
+      float* const row = Scratch::local().get<float>(Scratch::kWords, cols);
+      copy_to_float(x, from * cols, cols, row);
+      activations_->set_row(to, row);
     }
-    args_.x_group_sums = sums_.data();
   }
 
   void set_output(float* y, size_t y_stride, uint32_t first_row = 0) {
@@ -71,14 +103,11 @@ class Product {
     args_.first_row = first_row;
   }
 
-  void run(TileGroup group) const {
-    active_target().product(args_, group.first, group.count, Scratch::local());
-  }
+  void run(TileGroup group) const { mlx_entropy::run(args_, group); }
 
  private:
-  size_t stride_;
+  std::optional<Activations> activations_;
   std::vector<float> x_;
-  std::vector<float> sums_;
   ProductArgs args_;
 };
 
@@ -91,41 +120,56 @@ void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
   std::vector<float> result;
   if (y.type != FloatType::kFloat32) result.resize(batch * header.rows);
   Product product(matrix, batch);
-  for (size_t b = 0; b < batch; ++b) product.set_row(b, x, b);
+  for_rows(batch, header.cols, [&](size_t b) { product.set_row(b, x, b); });
   product.set_output(
       result.empty() ? static_cast<float*>(y.data) : result.data(),
       header.rows);
-  const std::vector<TileGroup> groups = split_tiles(0, header.tiles, 1);
+  const std::vector<TileGroup> groups = split_tiles(header, 0, header.tiles, 1);
   ThreadPool::instance().run(groups.size(),
                              [&](size_t group) { product.run(groups[group]); });
-  if (!result.empty()) copy_from_float(result.data(), result.size(), y, 0);
+  if (result.empty()) return;
+  for_rows(batch, header.rows, [&](size_t b) {
+    copy_from_float(&result[b * header.rows], header.rows, y, b * header.rows);
+  });
 }
 
 void multiply_shared(std::span<const PreparedMatrix* const> matrices,
                      const float* x, size_t batch, size_t x_stride,
                      std::span<float* const> y) {
   if (batch == 0) return;
+  // One copy of x as integers for each group size that occurs.
+  std::map<uint32_t, Activations> activations;
+  for (const PreparedMatrix* matrix : matrices) {
+    const MatrixHeader& header = matrix->header();
+    if (header.scheme == Scheme::kAffine) {
+      activations.try_emplace(header.group_size, batch, header.cols,
+                              header.group_size);
+    }
+  }
+  for (auto& [group_size, integers] : activations) {
+    for_rows(batch, integers.cols(),
+             [&](size_t b) { integers.set_row(b, x + b * x_stride); });
+  }
   std::vector<ProductArgs> products(matrices.size());
-  std::vector<std::vector<float>> sums(matrices.size());
   std::vector<std::pair<const ProductArgs*, TileGroup>> tasks;
   for (size_t i = 0; i < matrices.size(); ++i) {
     const MatrixHeader& header = matrices[i]->header();
-    if (header.scheme == Scheme::kAffine && batch == 1) {
-      for (size_t k = 0; k < header.cols; k += header.group_size) {
-        sums[i].push_back(
-            std::accumulate(x + k, x + k + header.group_size, 0.0f));
-      }
+    products[i].matrix = matrices[i];
+    products[i].batch = batch;
+    products[i].x = x;
+    products[i].x_stride = x_stride;
+    if (header.scheme == Scheme::kAffine) {
+      products[i].activations = &activations.at(header.group_size);
     }
-    products[i] = {matrices[i],    batch, x,           x_stride,
-                   sums[i].data(), y[i],  header.rows, 0};
+    products[i].y = y[i];
+    products[i].y_stride = header.rows;
     for (const TileGroup& group :
-         split_tiles(0, header.tiles, matrices.size())) {
+         split_tiles(header, 0, header.tiles, matrices.size())) {
       tasks.emplace_back(&products[i], group);
     }
   }
   ThreadPool::instance().run(tasks.size(), [&](size_t task) {
-    const auto& [args, group] = tasks[task];
-    active_target().product(*args, group.first, group.count, Scratch::local());
+    run(*tasks[task].first, tasks[task].second);
   });
 }
 
@@ -159,7 +203,7 @@ void multiply_blocks(const PreparedMatrix& matrix, uint32_t block_rows,
     const auto tiles =
         static_cast<uint32_t>(ceil_div(block_rows, header.tile_rows));
     for (const TileGroup& group :
-         split_tiles(first_tile, tiles, starts.size() - 1)) {
+         split_tiles(header, first_tile, tiles, starts.size() - 1)) {
       tasks.emplace_back(product.get(), group);
     }
     products.push_back(std::move(product));

@@ -6,6 +6,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include "base/bandwidth.h"
 #include "base/cpu_features.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
@@ -82,6 +83,35 @@ void bind_codec(nb::module_& m) {
         "tile_rows"_a = 0, "block_rows"_a = 0, Released());
   m.def("decode_float", &decode_float, "coded"_a, nb::kw_only(),
         "row_start"_a = 0, "row_stop"_a = nb::none(), Released());
+  nb::class_<CodecChoice>(m, "CodecChoice")
+      .def_prop_ro("codec",
+                   [](const CodecChoice& choice) {
+                     return choice.codec == Codec::kRans        ? "rans"
+                            : choice.pass_cost == kFlatPassCost ? "flat"
+                                                                : "tree";
+                   })
+      .def_ro("pass_cost", &CodecChoice::pass_cost)
+      .def_ro("bits_per_weight", &CodecChoice::bits)
+      .def_ro("merges", &CodecChoice::merges)
+      .def_ro("nanoseconds_per_weight", &CodecChoice::time);
+  m.def("transcode", &transcode_array, "coded"_a, "codec"_a = "auto",
+        nb::kw_only(), "pass_cost"_a = nb::none(), Released());
+  m.def("rank_codecs", &rank_codecs_array, "coded"_a, Released());
+  m.def("machine_model", [] {
+    MachineModel machine;
+    {
+      nb::gil_scoped_release release;
+      machine = machine_model();
+    }
+    nb::dict out;
+    out["target"] = machine.target;
+    out["threads"] = machine.threads;
+    out["rans_nanoseconds"] = machine.rans;
+    out["tree_nanoseconds"] = machine.tree;
+    out["merge_nanoseconds"] = machine.tree_merge;
+    out["bytes_per_nanosecond"] = machine.bandwidth;
+    return out;
+  });
   m.def("validate", &validate_array, "coded"_a, Released());
   m.def("describe", &describe_array, "coded"_a, Released());
   m.def(
@@ -171,6 +201,17 @@ void bind_machine(nb::module_& m) {
         ThreadPool::instance().resize(static_cast<size_t>(count));
       },
       "count"_a);
+  m.def(
+      "read_bandwidth",
+      [](int64_t nbytes, int passes) {
+        if (nbytes < 1 || passes < 1) {
+          fail("read_bandwidth", "expected positive numbers");
+        }
+        nb::gil_scoped_release release;
+        return read_bandwidth(static_cast<size_t>(nbytes),
+                              static_cast<size_t>(passes));
+      },
+      "nbytes"_a, "passes"_a = 5);
 }
 
 }  // namespace

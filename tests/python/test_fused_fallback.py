@@ -20,7 +20,7 @@ import mlx_entropy
 from helpers import llama
 from mlx_entropy import _ext, fuse, unfuse
 from mlx_entropy.nn.fused_llama import FusedLayers
-from test_fused import AFFINE, TOKENS, coded, runs  # noqa: F401
+from test_fused import TOKENS, coded, runs  # noqa: F401
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_training(falls_back):
 
 
 def test_layers_that_are_not_coded(falls_back):
-    model, _ = llama.build(AFFINE)
+    model, _ = llama.build()
     mlx_entropy.entropy_quantize(
         model, lambda path, _: path != "model.layers.1.mlp.up_proj"
     )
@@ -210,7 +210,7 @@ def test_environment_switches_it_off(converted):
 
 
 def test_coding_a_model_fuses_it(runs, relative_error):  # noqa: F811
-    model, _ = llama.build(AFFINE)
+    model, _ = llama.build()
     model.eval()
     expected = model(TOKENS)
     mx.eval(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import bench_peer_tables
 from .table import format_table
 
 _COMMON = ("ms", "Gweights/s", "spread", "samples", "threads")
@@ -17,6 +18,8 @@ def format_report(report: dict[str, Any]) -> str:
         "encode": _encode,
         "load": _load,
         "generate": _generate,
+        "sweep": bench_peer_tables.sweep,
+        "model": bench_peer_tables.model,
     }
     return f"{formats[report['benchmark']](report)}\n{_machine(report)}"
 
