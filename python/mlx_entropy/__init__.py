@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         EntropyCodedLinear,
         EntropyCodedSwitchLinear,
         entropy_quantize,
+        fuse,
+        unfuse,
     )
     from .verification import verify
 
@@ -49,11 +51,13 @@ __all__ = [
     "entropy_dequantize",
     "entropy_encode",
     "entropy_quantize",
+    "fuse",
     "inspect",
     "load",
     "model_classes",
     "register",
     "transcode",
+    "unfuse",
     "unregister",
     "validate",
     "verify",
@@ -67,10 +71,12 @@ _HOMES = {
     "EntropyCodedSwitchLinear": "nn",
     "convert": "conversion",
     "entropy_quantize": "nn",
+    "fuse": "nn",
     "inspect": "inspection",
     "load": "loading",
     "model_classes": "loading",
     "register": "loading",
+    "unfuse": "nn",
     "unregister": "loading",
     "verify": "verification",
 }

@@ -235,6 +235,7 @@ class LlamaDecoder:
         coded: Sequence[mx.array],
         biases: Sequence[mx.array | None],
         norms: Sequence[mx.array],
+        head_norms: Sequence[mx.array],
         inverse_frequencies: mx.array,
         *,
         heads: int,
@@ -249,8 +250,9 @@ class LlamaDecoder:
 
         ``coded`` and ``biases`` (vectors or None): q, k, v, o, gate, up and
         down of each layer. ``norms``: vectors ``[hidden]``, two of each layer,
-        then the last. Pair i of each head turns by ``position * rope_scale *
-        inverse_frequencies[i]``.
+        then the last. ``head_norms``: vectors ``[head_dim]`` of q and k of
+        each layer, or none at all. Pair i of each head turns by ``position *
+        rope_scale * inverse_frequencies[i]``.
         """
     def __call__(
         self,

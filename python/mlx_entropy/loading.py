@@ -27,6 +27,7 @@ from . import _ext
 from .model_format import CODED, Config, check_format, marked_config
 from .nn.coded import EntropyCoded
 from .nn.embedding import EntropyCodedEmbedding
+from .nn.fusing import fuse
 from .nn.linear import EntropyCodedLinear
 from .nn.swap import module_at, replace_module
 from .nn.switch import EntropyCodedSwitchLinear
@@ -166,9 +167,6 @@ def _coded_class(stock: type[nn.Module]) -> type[nn.Module]:
             sanitize = getattr(super(), "sanitize", lambda weights: weights)
             weights = _swap_in_coded(self, sanitize, weights)
             if _fused.get():
-                # Imports mlx-lm, which takes its time.
-                from .nn.fused_llama import fuse
-
                 fuse(self)
             return weights
 

@@ -48,12 +48,16 @@ struct ThreadPool::State {
   // One region at a time; a second caller does not wait, it runs inline.
   std::mutex region;
 
-  // Written under `mutex` before `generation` moves, read by workers after.
+  // Written before `gate` opens, read by the workers inside.
   TaskFunction function = nullptr;
   const void* context = nullptr;
   size_t tasks = 0;
   std::atomic<size_t> next{0};
-  std::atomic<size_t> busy{0};
+  // Workers inside the region, and whether more may enter. The caller closes
+  // it when no task is left, so that it never waits for a worker that still
+  // sleeps or that the system runs somebody else on.
+  static constexpr size_t kOpen = ~(~size_t{0} >> 1);
+  std::atomic<size_t> gate{0};
 
   std::atomic<uint64_t> generation{0};
   std::atomic<bool> stop{false};
@@ -94,8 +98,30 @@ struct ThreadPool::State {
       }
       seen = now;
       if (stop.load()) return;
-      take_tasks();
-      busy.fetch_sub(1, std::memory_order_release);
+      if (enter()) {
+        take_tasks();
+        gate.fetch_sub(1, std::memory_order_release);
+      }
+    }
+  }
+
+  bool enter() {
+    size_t inside = gate.load(std::memory_order_relaxed);
+    while ((inside & kOpen) != 0) {
+      if (gate.compare_exchange_weak(inside, inside + 1,
+                                     std::memory_order_acquire,
+                                     std::memory_order_relaxed)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  void close() {
+    gate.fetch_and(~kOpen, std::memory_order_relaxed);
+    for (int spin = 0; gate.load(std::memory_order_acquire) != 0; ++spin) {
+      // Workers may be waiting for this very CPU.
+      spin < kSpins ? pause() : std::this_thread::yield();
     }
   }
 
@@ -171,11 +197,11 @@ void ThreadPool::run_erased(size_t tasks, TaskFunction function,
   state.context = context;
   state.tasks = tasks;
   state.next.store(0, std::memory_order_relaxed);
-  state.busy.store(state.workers.size(), std::memory_order_relaxed);
+  state.gate.store(State::kOpen, std::memory_order_release);
   state.publish();
   state.take_tasks();
   // Workers hold pointers to the caller's frame until they are out.
-  while (state.busy.load(std::memory_order_acquire) != 0) pause();
+  state.close();
   in_region = false;
   if (state.failure) std::rethrow_exception(std::exchange(state.failure, {}));
 }

@@ -147,18 +147,19 @@ void bind_llama(nb::module_& m) {
           "__init__",
           [](FusedLlama* self, std::vector<mx::array> coded,
              std::vector<std::optional<mx::array>> biases,
-             std::vector<mx::array> norms, mx::array inverse_frequencies,
-             int heads, int kv_heads, int head_dim, float eps,
-             float attention_scale, float rope_scale, bool rope_traditional) {
+             std::vector<mx::array> norms, std::vector<mx::array> head_norms,
+             mx::array inverse_frequencies, int heads, int kv_heads,
+             int head_dim, float eps, float attention_scale, float rope_scale,
+             bool rope_traditional) {
             nb::gil_scoped_release release;
-            new (self)
-                FusedLlama(std::move(coded), biases, norms, inverse_frequencies,
-                           {heads, kv_heads, head_dim, eps, attention_scale,
-                            rope_scale, rope_traditional});
+            new (self) FusedLlama(
+                coded, biases, norms, head_norms, inverse_frequencies,
+                {heads, kv_heads, head_dim, eps, attention_scale, rope_scale,
+                 rope_traditional});
           },
-          "coded"_a, "biases"_a, "norms"_a, "inverse_frequencies"_a,
-          nb::kw_only(), "heads"_a, "kv_heads"_a, "head_dim"_a, "eps"_a,
-          "attention_scale"_a, "rope_scale"_a = 1.0f,
+          "coded"_a, "biases"_a, "norms"_a, "head_norms"_a,
+          "inverse_frequencies"_a, nb::kw_only(), "heads"_a, "kv_heads"_a,
+          "head_dim"_a, "eps"_a, "attention_scale"_a, "rope_scale"_a = 1.0f,
           "rope_traditional"_a = false)
       .def("__call__", &FusedLlama::step, "x"_a, "keys"_a, "values"_a,
            "offset"_a, "capacity"_a, nb::kw_only(), "stream"_a = nb::none());

@@ -52,6 +52,7 @@ void check_cache(const LlamaDecoder& decoder, const mx::array& cache,
 FusedLlama::FusedLlama(const std::vector<mx::array>& coded,
                        const std::vector<std::optional<mx::array>>& biases,
                        const std::vector<mx::array>& norms,
+                       const std::vector<mx::array>& head_norms,
                        const mx::array& inverse_frequencies,
                        const LlamaShape& shape) {
   const size_t layers = coded.size() / kProjections;
@@ -63,6 +64,10 @@ FusedLlama::FusedLlama(const std::vector<mx::array>& coded,
              std::to_string(coded.size()) + ", " +
              std::to_string(biases.size()) + " and " +
              std::to_string(norms.size()));
+  }
+  if (!head_norms.empty() && head_norms.size() != 2 * layers) {
+    fail(kOp, "expected 2 head norms a layer, got " +
+                  std::to_string(head_norms.size()));
   }
   if (shape.heads <= 0 || shape.kv_heads <= 0 || shape.head_dim <= 0) {
     fail(kOp, "heads, kv_heads and head_dim must be positive");
@@ -82,6 +87,10 @@ FusedLlama::FusedLlama(const std::vector<mx::array>& coded,
     LlamaLayer& layer = model.layers[i];
     layer.attention_norm = to_floats(norms[2 * i]);
     layer.mlp_norm = to_floats(norms[2 * i + 1]);
+    if (!head_norms.empty()) {
+      layer.q_norm = to_floats(head_norms[2 * i]);
+      layer.k_norm = to_floats(head_norms[2 * i + 1]);
+    }
     size_t next = i * kProjections;
     for (Projection* projection : {&layer.q, &layer.k, &layer.v, &layer.o,
                                    &layer.gate, &layer.up, &layer.down}) {

@@ -31,10 +31,12 @@ using Caches = std::vector<mx::array>;
 class FusedLlama {
  public:
   // `coded` and `biases`: q, k, v, o, gate, up and down of each layer;
-  // `norms`: two of each layer, then the last. Evaluates them.
+  // `norms`: two of each layer, then the last; `head_norms`: those of q and k
+  // of each layer, or none at all. Evaluates them.
   FusedLlama(const std::vector<mx::array>& coded,
              const std::vector<std::optional<mx::array>>& biases,
              const std::vector<mx::array>& norms,
+             const std::vector<mx::array>& head_norms,
              const mx::array& inverse_frequencies, const LlamaShape& shape);
 
   // x [1, tokens, hidden] -> the same shape after the last norm, and the

@@ -75,6 +75,15 @@ void add_bias(const std::vector<float>& bias, float* row) {
   if (!bias.empty()) kernels().add(bias.data(), bias.size(), row);
 }
 
+void norm_heads(const std::vector<float>& norm, float eps, size_t heads,
+                float* row) {
+  const size_t dim = norm.size();
+  if (dim == 0) return;
+  for (size_t h = 0; h < heads; ++h, row += dim) {
+    kernels().rms_norm(row, norm.data(), dim, eps, row);
+  }
+}
+
 std::string shape(size_t rows, size_t cols) {
   return std::string("(")
       .append(std::to_string(rows))
@@ -156,6 +165,12 @@ Result<std::shared_ptr<const LlamaDecoder>> LlamaDecoder::make(
         layer.mlp_norm.size() != hidden) {
       return Status::error(prefix + "norm: expected " + std::to_string(hidden) +
                            " elements");
+    }
+    for (const auto* norm : {&layer.q_norm, &layer.k_norm}) {
+      if (!norm->empty() && norm->size() != model.head_dim) {
+        return Status::error(prefix + "head norm: expected " +
+                             std::to_string(model.head_dim) + " elements");
+      }
     }
     for (const Status& status :
          {check(prefix + "q", layer.q, q_dim, hidden),
@@ -264,6 +279,8 @@ void LlamaDecoder::attend(Buffers& buffers, const LlamaLayer& layer,
     add_bias(layer.q.bias, query);
     add_bias(layer.k.bias, key);
     add_bias(layer.v.bias, value);
+    norm_heads(layer.q_norm, model_.eps, model_.heads, query);
+    norm_heads(layer.k_norm, model_.eps, model_.kv_heads, key);
     const Rotation rotation{buffers.cosines.data() + t * buffers.pairs,
                             buffers.sines.data() + t * buffers.pairs,
                             buffers.pairs, model_.rope_traditional};

@@ -26,6 +26,8 @@ struct Projection {
 struct LlamaLayer {
   std::vector<float> attention_norm;  // [hidden]
   Projection q, k, v, o;
+  // Norms of each head of q and k, [head_dim]; none when empty.
+  std::vector<float> q_norm, k_norm;
   std::vector<float> mlp_norm;  // [hidden]
   Projection gate, up, down;
 };

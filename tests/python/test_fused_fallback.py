@@ -18,9 +18,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 import mlx_entropy
 from helpers import llama
-from mlx_entropy import _ext
-from mlx_entropy.nn.fused_llama import FusedLlamaModel, fuse, unfuse
-from test_fused import AFFINE, TOKENS, coded, runs  # noqa: F401
+from mlx_entropy import _ext, fuse, unfuse
+from mlx_entropy.nn.fused_llama import FusedLayers
+from test_fused import TOKENS, coded, runs  # noqa: F401
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_training(falls_back):
 
 
 def test_layers_that_are_not_coded(falls_back):
-    model, _ = llama.build(AFFINE)
+    model, _ = llama.build()
     mlx_entropy.entropy_quantize(
         model, lambda path, _: path != "model.layers.1.mlp.up_proj"
     )
@@ -172,7 +172,7 @@ def test_weights_outlive_the_model():
 @pytest.mark.parametrize("load", llama.ROUTES)
 def test_loaded_models_are_fused(converted, load, runs):  # noqa: F811
     model, _ = load(converted[0])
-    assert type(model.model) is FusedLlamaModel
+    assert isinstance(model.model, FusedLayers)
     cache = make_prompt_cache(model)
     model(llama.TOKENS[:1], cache=cache)
     assert len(runs) == 1
@@ -182,7 +182,7 @@ def test_load_takes_a_switch(model, tmp_path, runs):  # noqa: F811
     mlx_entropy.convert(str(model), tmp_path / "coded")
     fused, _ = mlx_entropy.load(tmp_path / "coded")
     plain, _ = mlx_entropy.load(tmp_path / "coded", fused=False)
-    assert type(fused.model) is FusedLlamaModel
+    assert isinstance(fused.model, FusedLayers)
     assert type(plain.model) is LlamaModel
 
 
@@ -190,11 +190,11 @@ def test_environment_switches_it_off(converted):
     script = (
         "import sys; from helpers import llama; from pathlib import Path\n"
         "model, _ = llama.load_registered(Path(sys.argv[1]))\n"
-        "print(type(model.model).__name__)"
+        "print(hasattr(model.model, 'stock'))"
     )
     import os
 
-    for value, expected in (("0", "LlamaModel"), ("1", "FusedLlamaModel")):
+    for value, expected in (("0", "False"), ("1", "True")):
         environment = os.environ | {
             "MLX_ENTROPY_FUSED": value,
             "PYTHONPATH": str(llama.Path(__file__).parent),
@@ -207,6 +207,16 @@ def test_environment_switches_it_off(converted):
             check=True,
         )
         assert output.stdout.strip() == expected
+
+
+def test_coding_a_model_fuses_it(runs, relative_error):  # noqa: F811
+    model, _ = llama.build()
+    model.eval()
+    expected = model(TOKENS)
+    mx.eval(expected)
+    mlx_entropy.entropy_quantize(model)
+    assert relative_error(model(TOKENS), expected) < 1e-5
+    assert len(runs) == 1
 
 
 def test_other_architectures_stay():
@@ -231,6 +241,7 @@ class TestDecoder:
             "coded": [module["coded"] for module in projections],
             "biases": [module.get("bias") for module in projections],
             "norms": [mx.ones((128,))] * 5,
+            "head_norms": [],
             "inverse_frequencies": mx.ones((16,)),
             "heads": 4,
             "kv_heads": 2,
@@ -247,6 +258,8 @@ class TestDecoder:
             ("coded", [mx.zeros((4,))] * 14, "uint8 vectors"),
             ("norms", [mx.ones((127,))] * 5, "expected"),
             ("norms", [mx.ones((1, 128))] * 5, "vectors of floats"),
+            ("head_norms", [mx.ones((32,))] * 3, "2 head norms a layer"),
+            ("head_norms", [mx.ones((31,))] * 4, "layer 0 head norm"),
             ("heads", 3, "multiple of kv_heads"),
             ("heads", 0, "must be positive"),
             ("head_dim", 16, "frequencies"),

@@ -2,6 +2,7 @@
 
 from .coded import EntropyCoded
 from .embedding import EntropyCodedEmbedding
+from .fusing import fuse, unfuse
 from .linear import EntropyCodedLinear
 from .swap import EntropyReport, entropy_quantize
 from .switch import EntropyCodedSwitchLinear
@@ -13,4 +14,6 @@ __all__ = [
     "EntropyCodedSwitchLinear",
     "EntropyReport",
     "entropy_quantize",
+    "fuse",
+    "unfuse",
 ]

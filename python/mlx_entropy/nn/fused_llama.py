@@ -1,67 +1,36 @@
-"""Run all decoder layers of a llama-family model as one operation.
+"""Run all decoder layers of a llama-like model as one operation.
 
 mlx-lm's model makes about twenty array operations a layer, each of which MLX
-runs on one thread of the CPU. `fuse` gives the model's stack of layers a class
-that calls `_ext.LlamaDecoder` instead. Modules, parameters and caches stay as
-they are, so loading, saving, adapters and prompt caches work as before; what
-the operation does not cover takes mlx-lm's own path.
+runs on one thread of the CPU. Here is the class that `fuse` gives a model's
+stack of layers, which calls `_ext.LlamaDecoder` instead. Modules, parameters
+and caches stay as they are, so loading, saving, adapters and prompt caches
+work as before; what the operation does not cover takes mlx-lm's own path.
 """
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Sequence
 from operator import is_
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache
-from mlx_lm.models.llama import MLP, Attention, LlamaModel, TransformerBlock
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from .. import _ext
+from .fusing import STACKS
 from .linear import EntropyCodedLinear
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def fuse(model: nn.Module) -> bool:
-    """Let a llama model of mlx-lm run its decoder layers as one operation.
+class FusedLayers:
+    """What `fuse` puts before mlx-lm's class of a stack of layers."""
 
-    The operation is used where it applies: every projection is an
-    `EntropyCodedLinear`, the model is in evaluation mode on the CPU, the batch
-    is 1, and caches, if any, are plain `KVCache`s. Everything else, such as
-    LoRA, quantized caches or batches, is computed as before.
-
-    Args:
-        model (nn.Module): What `mlx_lm.load` returns. Changed in place.
-
-    Returns:
-        Whether the model is of the llama family. False as well with
-        ``MLX_ENTROPY_FUSED=0`` in the environment.
-    """
-    if os.environ.get("MLX_ENTROPY_FUSED") == "0":
-        return False
-    stack = model.get("model")
-    if type(stack) is LlamaModel:
-        stack.__class__ = FusedLlamaModel
-    return type(stack) is FusedLlamaModel
-
-
-def unfuse(model: nn.Module) -> None:
-    """Undo `fuse`; changes nothing on a model that is not fused."""
-    stack = model.get("model")
-    if type(stack) is FusedLlamaModel:
-        stack.__class__ = LlamaModel  # type: ignore[assignment]
-
-
-class FusedLlamaModel(LlamaModel):  # type: ignore[misc]
-    """mlx-lm's `LlamaModel` with its layers in one operation.
-
-    Instances are made by `fuse`.
-    """
+    stock: ClassVar[type[nn.Module]]
 
     def __call__(
         self,
@@ -73,26 +42,36 @@ class FusedLlamaModel(LlamaModel):  # type: ignore[misc]
 
         Computed in float32, in the dtype of the embeddings outside.
         """
+        stack: Any = self
         plan = self._current_plan()
         if plan is None or not plan.covers(inputs, cache, input_embeddings):
-            hidden: mx.array = super().__call__(inputs, cache, input_embeddings)
+            hidden: mx.array = self.stock.__call__(
+                stack, inputs, cache, input_embeddings
+            )
             return hidden
         if input_embeddings is None:
-            input_embeddings = self.embed_tokens(inputs)
+            input_embeddings = stack.embed_tokens(inputs)
         if input_embeddings.dtype != plan.dtype:
             # Two different types of floats always promote to this.
             input_embeddings = input_embeddings.astype(mx.float32)
         return plan.run(input_embeddings, cache)
 
     def _current_plan(self) -> _Plan | None:
-        if self.training or mx.default_device().type != mx.DeviceType.cpu:
+        stack: Any = self
+        if stack.training or mx.default_device().type != mx.DeviceType.cpu:
             return None
-        memo: _Memo | None = self.__dict__.get("_fused")
+        memo: _Memo | None = stack.__dict__.get("_fused")
         if memo is None:
-            memo = self._fused = _Memo()
-        if not memo.is_of(self):
-            memo.remember(self)
+            memo = stack._fused = _Memo()
+        if not memo.is_of(stack):
+            memo.remember(stack)
         return memo.plan
+
+
+@functools.cache
+def fused_class(stock: type[nn.Module]) -> type[nn.Module]:
+    """The class of a stack in `STACKS` that runs it as one operation."""
+    return type(stock.__name__, (FusedLayers, stock), {"stock": stock})
 
 
 class _Memo:
@@ -135,16 +114,17 @@ def _parts(stack: nn.Module) -> list[tuple[nn.Module, str]]:
     """Where everything is that a plan is made of, as owner and key."""
     parts = [(stack, "norm")]
     for layer in stack["layers"]:
-        names = list(layer)
-        parts += [(layer, name) for name in names]
-        for name in names:
-            module = layer[name]
-            if isinstance(module, nn.Module):
-                parts += [(module, key) for key in module]
+        parts += [(layer, name) for name in layer]
+        for name in ("self_attn", "mlp"):
+            parts += [(layer[name], key) for key in layer.get(name, ())]
     for owner, name in list(parts):
         module = owner[name]
+        if isinstance(module, EntropyCodedLinear):
+            parts += [(module, "coded")]
         if isinstance(module, (EntropyCodedLinear, nn.RMSNorm)):
-            parts += [(module, key) for key in ("coded", "bias", "weight")]
+            parts += [
+                (module, key) for key in ("bias", "weight") if key in module
+            ]
     return parts
 
 
@@ -162,7 +142,10 @@ class _Plan:
     def of(cls, stack: nn.Module) -> _Plan | None:
         """The plan of a stack of layers, None if it cannot be fused."""
         layers = stack["layers"]
-        if not all(map(_is_plain, layers)):
+        attentions = [layer.get("self_attn") for layer in layers]
+        if getattr(stack, "pipeline_size", 1) != 1 or not all(
+            map(_is_plain, layers)
+        ):
             return None
         projections = [
             module
@@ -177,30 +160,37 @@ class _Plan:
             for layer in layers
             for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         ] + [stack["norm"]]
-        first = layers[0].self_attn
-        rope = _frequencies(first.rope)
-        biases = [module.get("bias") for module in projections]
-        vectors = [norm.weight for norm in norms]
-        dtypes = {v.dtype for v in [*vectors, *biases] if v is not None}
+        head_norms = [
+            attention[name]
+            for attention in attentions
+            for name in ("q_norm", "k_norm")
+            if name in attention
+        ]
+        every_norm = norms + head_norms
+        rope = _frequencies(attentions[0].rope)
         if (
             rope is None
-            or any(type(norm) is not nn.RMSNorm for norm in norms)
-            or len({norm.eps for norm in norms}) > 1
-            or len(dtypes) > 1
+            or any(type(norm) is not nn.RMSNorm for norm in every_norm)
+            or len({norm.eps for norm in every_norm}) > 1
+            or len(set(map(_settings, attentions))) > 1
         ):
             return None
-        # nn.RoPE cannot be compared, but what it was made from can.
-        if len({_rope_key(layer.self_attn) for layer in layers}) > 1:
+        biases = [module.get("bias") for module in projections]
+        vectors = [norm.weight for norm in every_norm]
+        dtypes = {v.dtype for v in [*vectors, *biases] if v is not None}
+        if len(dtypes) > 1:
             return None
+        first = attentions[0]
         inverse_frequencies, scale, traditional = rope
         decoder = _ext.LlamaDecoder(
             [module["coded"] for module in projections],
             biases,
-            vectors,
+            vectors[: len(norms)],
+            vectors[len(norms) :],
             inverse_frequencies,
             heads=first.n_heads,
             kv_heads=first.n_kv_heads,
-            head_dim=first.head_dim,
+            head_dim=first.q_proj.output_dims // first.n_heads,
             eps=norms[0].eps,
             attention_scale=first.scale,
             rope_scale=scale,
@@ -262,10 +252,12 @@ class _Plan:
 
 def _is_plain(layer: nn.Module) -> bool:
     """A layer as mlx-lm makes it, with coded projections and nothing else."""
-    if type(layer) is not TransformerBlock or layer.use_sliding:
+    if not _is(layer, "TransformerBlock") or getattr(
+        layer, "use_sliding", False
+    ):
         return False
     attention, mlp = layer.self_attn, layer.mlp
-    if type(attention) is not Attention or type(mlp) is not MLP:
+    if not _is(attention, "Attention") or not _is(mlp, "MLP"):
         return False
     return all(
         type(module) is EntropyCodedLinear
@@ -276,15 +268,23 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
-def _rope_key(attention: nn.Module) -> tuple[object, ...]:
+def _is(module: nn.Module, name: str) -> bool:
+    # Exact types: a subclass may compute something else.
+    kind = type(module)
+    return kind.__module__ in STACKS and kind.__name__ == name
+
+
+def _settings(attention: nn.Module) -> tuple[object, ...]:
+    """What all layers must have in common."""
     rope = attention.rope
-    shape = attention.n_heads, attention.n_kv_heads, attention.head_dim
     return (
-        *shape,
+        attention.n_heads,
+        attention.n_kv_heads,
         attention.scale,
+        "q_norm" in attention,
         type(rope),
-        rope.dims,
-        rope.traditional,
+        getattr(rope, "dims", None),
+        getattr(rope, "traditional", None),
         getattr(rope, "base", None),
         getattr(rope, "scale", None),
     )

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from ..tensors import FLOATS, dtype_name, is_switch
 from .coded import EntropyCoded, check_quantization
 from .embedding import EntropyCodedEmbedding
+from .fusing import fuse
 from .linear import EntropyCodedLinear
 from .switch import EntropyCodedSwitchLinear
 
@@ -80,6 +81,7 @@ def entropy_quantize(
     *,
     bits: int | None = None,
     group_size: int = 64,
+    fused: bool = True,
 ) -> EntropyReport:
     """Swap linear, embedding and expert layers for coded ones, in place.
 
@@ -98,6 +100,8 @@ def entropy_quantize(
         bits (int): Bits for float layers: 2, 3, 4, 5, 6 or 8; None for
             lossless.
         group_size (int): Group size for float layers with ``bits``.
+        fused (bool): Whether to `fuse` the model, if it is one of mlx-lm's
+            that can be.
 
     Returns:
         EntropyReport: The outcome for every layer with a weight matrix.
@@ -118,6 +122,8 @@ def entropy_quantize(
             report[path] = outcome
             if replacement is not None:
                 replace_module(model, path, replacement)
+    if fused:
+        fuse(model)
     return report
 
 

@@ -46,13 +46,19 @@ class Decoder : public ::testing::TestWithParam<const KernelTable*> {
   LlamaModel model() {
     LlamaModel model;
     for (bool bias : {true, false}) {
-      model.layers.push_back(
-          {random(kHidden), projection(kHeads * kDim, kHidden, bias),
-           projection(kKvHeads * kDim, kHidden, bias),
-           projection(kKvHeads * kDim, kHidden, bias),
-           projection(kHidden, kHeads * kDim, bias), random(kHidden),
-           projection(kFfn, kHidden, bias), projection(kFfn, kHidden, bias),
-           projection(kHidden, kFfn, bias)});
+      LlamaLayer layer;
+      layer.attention_norm = random(kHidden);
+      layer.q = projection(kHeads * kDim, kHidden, bias);
+      layer.k = projection(kKvHeads * kDim, kHidden, bias);
+      layer.v = projection(kKvHeads * kDim, kHidden, bias);
+      layer.o = projection(kHidden, kHeads * kDim, bias);
+      if (bias) layer.q_norm = random(kDim);
+      if (bias) layer.k_norm = random(kDim);
+      layer.mlp_norm = random(kHidden);
+      layer.gate = projection(kFfn, kHidden, bias);
+      layer.up = projection(kFfn, kHidden, bias);
+      layer.down = projection(kHidden, kFfn, bias);
+      model.layers.push_back(std::move(layer));
     }
     model.norm = random(kHidden);
     model.heads = kHeads;
@@ -163,6 +169,7 @@ TEST_P(Decoder, RefusesWhatDoesNotFit) {
   EXPECT_NE(refused([](LlamaModel& m) { m.head_dim = 8; }), "");
   EXPECT_NE(refused([](LlamaModel& m) { m.layers[1].mlp_norm.pop_back(); }),
             "");
+  EXPECT_NE(refused([](LlamaModel& m) { m.layers[0].q_norm.pop_back(); }), "");
   EXPECT_EQ(refused([](LlamaModel& m) { m.layers[1].up = m.layers[1].down; }),
             "layer 1 up: expected a coded matrix of shape (72, 40), "
             "got (40, 72)");
