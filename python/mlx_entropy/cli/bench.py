@@ -15,6 +15,7 @@ _EXAMPLES = """\
   mlx-entropy bench encode --json
   mlx-entropy bench load ./model-ec --against ./model
   mlx-entropy bench generate ./model-ec --against ./model
+  mlx-entropy bench dispatch
 """
 
 _DESCRIPTION = """\
@@ -43,6 +44,11 @@ Generate greedily with a coded model and with its stock form in turns: tokens
 a second, and whether the two say the same.
 """
 
+_DISPATCH = """\
+Hand work to the threads: microseconds until an empty region is done, until
+every thread has taken a task, and the first when the threads had gone to sleep.
+"""
+
 _PROMPT = "Write a short story about a lighthouse keeper."
 
 
@@ -61,6 +67,7 @@ def configure(subparsers: Any) -> None:
     _configure_encode(kinds)
     _configure_load(kinds)
     _configure_generate(kinds)
+    _configure_dispatch(kinds)
 
 
 def _configure_gemv(kinds: Any) -> None:
@@ -156,6 +163,19 @@ def _configure_generate(kinds: Any) -> None:
     add_json(parser)
 
 
+def _configure_dispatch(kinds: Any) -> None:
+    parser = add_verb(
+        kinds,
+        "dispatch",
+        "microseconds to hand work to the threads",
+        _DISPATCH,
+        "  mlx-entropy bench dispatch --threads 4\n",
+    )
+    _add_threads(parser)
+    _add_repetitions(parser, 50, None)
+    add_json(parser)
+
+
 def at_least_two(text: str) -> int:
     """Tokens to generate: one alone cannot be timed."""
     value = positive_int(text)
@@ -196,13 +216,17 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_kernel_options(parser: argparse.ArgumentParser) -> None:
+def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=positive_int,
         metavar="N",
-        help="threads of our kernels (default: all cores)",
+        help="threads of our kernels (default: see doctor)",
     )
+
+
+def _add_kernel_options(parser: argparse.ArgumentParser) -> None:
+    _add_threads(parser)
     parser.add_argument(
         "--target", help="target of our kernels, e.g. avx2 (see doctor)"
     )
@@ -237,6 +261,7 @@ def run(args: argparse.Namespace) -> int:
         "encode": _encode,
         "load": _load,
         "generate": _generate,
+        "dispatch": _dispatch,
     }
     report = measure[args.benchmark](args)
     if args.json:
@@ -296,6 +321,12 @@ def _generate(args: argparse.Namespace) -> dict[str, Any]:
         repeat=args.repeat,
         notify=_notify(args),
     )
+
+
+def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
+    from ..bench.dispatch import bench_dispatch
+
+    return bench_dispatch(args.threads, repeat=args.repeat)
 
 
 def _kernel_options(args: argparse.Namespace) -> dict[str, Any]:
