@@ -12,6 +12,7 @@ std::vector<const KernelTable*> detect() {
   std::vector<const KernelTable*> targets;
 #if defined(__x86_64__)
   if (cpu_features().avx512_vbmi) targets.push_back(&avx512_kernels());
+  if (cpu_features().avx512) targets.push_back(&avx512bw_kernels());
   if (cpu_features().avx2) targets.push_back(&avx2_kernels());
 #endif
   targets.push_back(&scalar_kernels());

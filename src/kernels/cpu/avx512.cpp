@@ -19,6 +19,7 @@ MLX_ENTROPY_BEGIN_TARGET(
 #include "kernels/body/decode.h"
 #include "kernels/body/product.h"
 #include "kernels/body/tile_reader.h"
+#include "kernels/cpu/avx512_floats.h"
 
 namespace mlx_entropy {
 namespace {
@@ -137,74 +138,8 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
                          _mm512_cvtepu16_epi32(words));
 }
 
-struct Avx512 {
-  using Float = __m512;
-  static constexpr size_t kWidth = 16;
+struct Avx512 : Avx512Floats {
   static constexpr int kMaxStreams = 8;
-  static constexpr size_t kPanelCols = 4;
-
-  static constexpr size_t kTallCols = 12;
-
-  // to[c * 16 + r] = from[r * stride + c], 16 x 16.
-  static void transpose(const float* from, size_t stride, float* to) {
-    __m512 a[16], b[16];
-    for (size_t i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * stride);
-    for (size_t i = 0; i < 16; i += 2) {
-      b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-      b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-    }
-    // Element q of a[4 i + j] then holds column 4 q + j of rows 4 i to 4 i + 3.
-    for (size_t i = 0; i < 16; i += 4) {
-      a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
-      a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
-      a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
-      a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xee);
-    }
-    for (size_t j = 0; j < 4; ++j) {
-      const __m512 even01 = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88);
-      const __m512 odd01 = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
-      const __m512 even23 = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0x88);
-      const __m512 odd23 = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0xdd);
-      _mm512_storeu_ps(to + j * 16, _mm512_shuffle_f32x4(even01, even23, 0x88));
-      _mm512_storeu_ps(to + (j + 8) * 16,
-                       _mm512_shuffle_f32x4(even01, even23, 0xdd));
-      _mm512_storeu_ps(to + (j + 4) * 16,
-                       _mm512_shuffle_f32x4(odd01, odd23, 0x88));
-      _mm512_storeu_ps(to + (j + 12) * 16,
-                       _mm512_shuffle_f32x4(odd01, odd23, 0xdd));
-    }
-  }
-
-  static Float zero() { return _mm512_setzero_ps(); }
-  static Float set(float a) { return _mm512_set1_ps(a); }
-  static Float load(const float* p) { return _mm512_loadu_ps(p); }
-  static void store(float* p, Float a) { _mm512_storeu_ps(p, a); }
-  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
-  static Float fma(Float a, Float b, Float c) {
-    return _mm512_fmadd_ps(a, b, c);
-  }
-  static float sum(Float a) { return _mm512_reduce_add_ps(a); }
-  static Float from_bytes(const uint8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  }
-
-  static void spread_mask(uint64_t mask, uint8_t* bytes) {
-    _mm512_store_si512(bytes, _mm512_maskz_set1_epi8(mask, 1));
-  }
-
-  static void join_bits(const uint8_t* classes, const uint8_t* raw,
-                        int raw_bits, uint8_t* out) {
-    // Classes are at most 255 >> raw_bits, so no bit crosses a byte.
-    __m512i value = _mm512_slli_epi16(_mm512_loadu_si512(classes),
-                                      static_cast<unsigned>(raw_bits));
-    for (int bit = 0; bit < raw_bits; ++bit) {
-      value = _mm512_mask_add_epi8(
-          value, mlx_entropy::load<uint64_t>(raw + 8 * bit), value,
-          _mm512_set1_epi8(static_cast<char>(1 << bit)));
-    }
-    _mm512_storeu_si512(out, value);
-  }
 
   static void look_up(const uint8_t* table, uint8_t* bytes) {
     const __m512i index = _mm512_load_si512(bytes);
