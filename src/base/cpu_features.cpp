@@ -31,8 +31,8 @@ CpuFeatures detect() {
   const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1,
              vl = b >> 31 & 1;
   features.avx512 = features.avx2 && zmm && f && dq && bw && vl;
-  const bool vbmi = c >> 1 & 1, vbmi2 = c >> 6 & 1;
-  features.avx512_vbmi = features.avx512 && vbmi && vbmi2;
+  const bool vbmi = c >> 1 & 1, vbmi2 = c >> 6 & 1, vpopcntdq = c >> 14 & 1;
+  features.avx512_vbmi = features.avx512 && vbmi && vbmi2 && vpopcntdq;
   features.avx512_vnni = features.avx512 && (c >> 11 & 1);
   return features;
 }

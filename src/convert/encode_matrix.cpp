@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "codec/rans/encode.h"
 #include "codec/rans/model.h"
+#include "codec/tree/encode.h"
 #include "convert/plane_plan.h"
 #include "format/writer.h"
 
@@ -67,8 +68,9 @@ class PlaneSplitter {
   PlaneSplitter(const Plane& plane)
       : base_(plane.base), raw_bits_(plane.raw_bits), shift_(plane.shift) {
     const auto& f = plane.frequencies;
-    live_.assign(f.size(), 0);
+    live_.assign(plane.classes(), 0);
     for (size_t i = 0; i < f.size(); ++i) live_[i] = f[i] > 0;
+    for (uint8_t symbol : plane.tree.symbols) live_[symbol] = 1;
     all_live_ = std::find(live_.begin(), live_.end(), 0) == live_.end();
     if (!plane.palette.empty()) {
       index_of_.assign(256, kNoIndex);
@@ -77,8 +79,10 @@ class PlaneSplitter {
         index_of_[plane.palette[i]] = static_cast<uint32_t>(i);
       }
     }
-    placeholder_ =
-        static_cast<uint8_t>(std::max_element(f.begin(), f.end()) - f.begin());
+    placeholder_ = !plane.tree.empty()
+                       ? plane.tree.symbols.front()
+                       : static_cast<uint8_t>(
+                             std::max_element(f.begin(), f.end()) - f.begin());
   }
 
   // `classes` has room for whole steps; padding gets the likeliest class.
@@ -246,24 +250,26 @@ struct MatrixPlan {
 };
 
 MatrixPlan plan_matrix(const std::vector<PlaneHistogram>& histograms,
-                       const MatrixHeader& header, int state_bits) {
+                       const MatrixHeader& header, Coder coder) {
   MatrixPlan plan;
   for (size_t p = 0; p < histograms.size(); ++p) {
-    PlanePlan best =
-        plan_plane(header.planes[p].kind, histograms[p], state_bits);
+    PlanePlan best = plan_plane(header.planes[p].kind, histograms[p], coder);
     plan.bits += best.bits;
     plan.planes.push_back(std::move(best.plane));
   }
   // About three quarters of the stored state bits carry no information.
-  plan.bits += 0.75 * state_bits * kLanes * header.tiles;
+  plan.bits += 0.75 * 8.0 *
+               static_cast<double>(coder_limits(coder).state_bytes) * kLanes *
+               header.tiles;
   return plan;
 }
 
 void choose_planes(const PlaneSource& source, const EncodeOptions& options,
                    MatrixHeader* header) {
   if (options.frequencies) {
-    header->state_bits =
-        options.frequencies->size() <= size_t{kRans16.max_classes} ? 16 : 32;
+    header->coder = options.frequencies->size() <= size_t{kRans16.max_classes}
+                        ? Coder::kRans16
+                        : Coder::kRans32;
     Plane& plane = header->planes[0];
     plane.frequencies = *options.frequencies;
     const uint32_t total = uint32_t{1} << header->limits().precision_bits;
@@ -276,10 +282,22 @@ void choose_planes(const PlaneSource& source, const EncodeOptions& options,
     return;
   }
   const std::vector<PlaneHistogram> histograms = count_values(source, *header);
-  MatrixPlan narrow = plan_matrix(histograms, *header, 16);
-  MatrixPlan wide = plan_matrix(histograms, *header, 32);
+  if (options.codec == Codec::kTree) {
+    header->coder = Coder::kTree;
+    for (size_t p = 0; p < histograms.size(); ++p) {
+      const PlaneKind kind = header->planes[p].kind;
+      const bool is_weights = p + 1 == histograms.size();
+      PlanePlan plan =
+          is_weights ? plan_tree_plane(kind, histograms[p], options.pass_cost)
+                     : plan_plane(kind, histograms[p], Coder::kTree);
+      header->planes[p] = std::move(plan.plane);
+    }
+    return;
+  }
+  MatrixPlan narrow = plan_matrix(histograms, *header, Coder::kRans16);
+  MatrixPlan wide = plan_matrix(histograms, *header, Coder::kRans32);
   const bool use_wide = wide.bits < narrow.bits * (1 - kWideGain);
-  header->state_bits = use_wide ? 32 : 16;
+  header->coder = use_wide ? Coder::kRans32 : Coder::kRans16;
   header->planes = use_wide ? wide.planes : narrow.planes;
 }
 
@@ -301,7 +319,7 @@ double sampled_side_bits(const PlaneSource& source) {
                      });
     }
   }
-  return plan_matrix(histograms, header, 16).bits;
+  return plan_matrix(histograms, header, Coder::kRans16).bits;
 }
 
 class TileEncoder {
@@ -310,10 +328,11 @@ class TileEncoder {
       : source_(source), header_(header) {
     for (const Plane& plane : header.planes) {
       splitters_.emplace_back(plane);
-      tables_.emplace_back(plane.coded()
-                               ? std::make_unique<EncoderTable>(
-                                     plane.frequencies, header.state_bits)
-                               : nullptr);
+      if (!plane.tree.empty()) tree_.emplace(plane.tree);
+      tables_.emplace_back(
+          plane.coded() && plane.tree.empty()
+              ? std::make_unique<EncoderTable>(plane.frequencies, header.coder)
+              : nullptr);
     }
   }
 
@@ -336,7 +355,16 @@ class TileEncoder {
       if (plane.coded()) symbols += steps[p] * kLanes;
     }
     if (!header_.any_coded()) return tile;
-    StreamEncoder stream(header_.state_bits, symbols);
+    if (tree_) {
+      const size_t block = size_t{tree_block_rows(header_.cols)} * header_.cols;
+      const size_t count = rows * header_.cols;
+      for (size_t first = 0; first < count; first += block) {
+        tree_->append(classes.back().get() + first,
+                      std::min(block, count - first), &tile.stream);
+      }
+      return tile;
+    }
+    StreamEncoder stream(header_.coder, symbols);
     for (size_t p = n_planes; p-- > 0;) {
       if (tables_[p])
         stream.push_section(*tables_[p], classes[p].get(), steps[p]);
@@ -351,6 +379,7 @@ class TileEncoder {
   const MatrixHeader& header_;
   std::vector<PlaneSplitter> splitters_;
   std::vector<std::unique_ptr<EncoderTable>> tables_;
+  std::optional<TreeEncoder> tree_;
 };
 
 }  // namespace

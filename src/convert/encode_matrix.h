@@ -12,7 +12,17 @@
 
 namespace mlx_entropy {
 
+enum class Codec : uint8_t {
+  kRans,  // smallest
+  kTree,  // fastest to decode: everything but the weights plane is raw
+};
+
 struct EncodeOptions {
+  Codec codec = Codec::kRans;
+  // Of trees: bits that a merge pass over a value is worth; see plan_tree.
+  // Without it trees stay within a few percent of the entropy.
+  std::optional<double> pass_cost;
+
   // Rows of a tile, 0 to choose. Rounded up so that tiles start on a step.
   uint32_t tile_rows = 0;
   // If not 0: every multiple of so many rows starts a tile, so that each block

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "codec/rans/model.h"
+#include "codec/tree/model.h"
 
 namespace mlx_entropy {
 namespace {
@@ -43,7 +44,8 @@ std::vector<uint64_t> merge_pairs(const std::vector<uint64_t>& counts) {
 // `counts`: the histogram in bins of 2^raw_bits values.
 PlanePlan plan_split(PlaneKind kind, const PlaneHistogram& histogram,
                      std::vector<uint64_t> counts, int raw_bits,
-                     const CoderLimits& limits) {
+                     const CoderLimits& limits,
+                     std::vector<uint64_t>* class_counts = nullptr) {
   const auto n = static_cast<double>(histogram.total());
   const size_t first =
       densest_window(counts, static_cast<size_t>(limits.max_classes));
@@ -78,6 +80,8 @@ PlanePlan plan_split(PlaneKind kind, const PlaneHistogram& histogram,
       (histogram.example() &
        static_cast<uint32_t>((uint64_t{1} << plan.plane.shift) - 1));
   const std::span window(counts.data() + begin, end - begin);
+  if (class_counts != nullptr)
+    class_counts->assign(window.begin(), window.end());
   plan.plane.frequencies = quantize_frequencies(window, limits.precision_bits);
   // With one live class the others are all exceptions: no need for a table.
   if (std::count_if(window.begin(), window.end(),
@@ -202,8 +206,9 @@ uint64_t PlaneHistogram::total() const {
 }
 
 PlanePlan plan_plane(PlaneKind kind, const PlaneHistogram& histogram,
-                     int state_bits) {
-  const CoderLimits& limits = coder_limits(state_bits);
+                     Coder coder) {
+  CoderLimits limits = coder_limits(coder);
+  if (coder == Coder::kTree) limits.max_classes = 1;
   const auto n = static_cast<double>(histogram.total());
   PlanePlan best;
   double best_cost = 0;
@@ -220,7 +225,7 @@ PlanePlan plan_plane(PlaneKind kind, const PlaneHistogram& histogram,
       best_cost = cost;
     }
   }
-  if (kind == PlaneKind::kCodes) {
+  if (kind == PlaneKind::kCodes && coder != Coder::kTree) {
     for (int raw_bits = 0; raw_bits <= 4; ++raw_bits) {
       PlanePlan plan = plan_palette(histogram, raw_bits, limits);
       const double cost =
@@ -240,6 +245,39 @@ PlanePlan plan_plane(PlaneKind kind, const PlaneHistogram& histogram,
     best.plane.frequencies = {
         static_cast<uint16_t>(1 << limits.precision_bits)};
     best.bits = n * histogram.value_bits();
+  }
+  return best;
+}
+
+PlanePlan plan_tree_plane(PlaneKind kind, const PlaneHistogram& histogram,
+                          std::optional<double> pass_cost) {
+  const auto n = static_cast<double>(histogram.total());
+  // The raw plane is what a tree has to beat.
+  PlanePlan best = plan_plane(kind, histogram, Coder::kTree);
+  std::vector<uint64_t> counts = histogram.bins();
+  // Leaves of a tree are raw bits: splitting more of them off is only for
+  // values that have more than 8.
+  const int most = histogram.value_bits() <= kMaxLeafDepth
+                       ? histogram.shift()
+                       : histogram.shift() + kMaxBinBits;
+  for (int raw_bits = histogram.shift(); raw_bits <= most; ++raw_bits) {
+    if (raw_bits > histogram.shift()) counts = merge_pairs(counts);
+    std::vector<uint64_t> classes;
+    PlanePlan plan =
+        plan_split(kind, histogram, counts, raw_bits, kRans32, &classes);
+    if (plan.plane.frequencies.size() < 2) continue;
+    const TreePlan tree =
+        pass_cost ? plan_tree(classes, *pass_cost) : plan_compact_tree(classes);
+    plan.bits +=
+        n * tree.bits -
+        coded_bits(classes, plan.plane.frequencies, kRans32.precision_bits) +
+        n * (plan.plane.raw_bits % 8) * kMaskPenaltyBits;
+    plan.plane.frequencies.clear();
+    plan.plane.tree = tree.tree;
+    plan.plane.tree_classes = static_cast<uint32_t>(classes.size());
+    // One leaf is as small as a raw plane, and faster to unpack.
+    const bool leaves_are_raw = histogram.value_bits() <= kMaxLeafDepth;
+    if (leaves_are_raw || plan.bits < best.bits) best = std::move(plan);
   }
   return best;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "format/container.h"
@@ -48,8 +49,14 @@ struct PlanePlan {
   double bits = 0;  // estimated coded size of the whole plane
 };
 
-// The cheapest split for one of the two coders.
+// The cheapest split for one of the two rANS coders, or for a side plane of a
+// tree container, which has no coded classes.
 PlanePlan plan_plane(PlaneKind kind, const PlaneHistogram& histogram,
-                     int state_bits);
+                     Coder coder);
+
+// The weights plane of a tree container. `pass_cost` as in plan_tree; without
+// it the tree is compact.
+PlanePlan plan_tree_plane(PlaneKind kind, const PlaneHistogram& histogram,
+                          std::optional<double> pass_cost);
 
 }  // namespace mlx_entropy

@@ -115,14 +115,15 @@ Status Container::parse_header() {
   }
   header_.scheme = static_cast<Scheme>(scheme);
   header_.float_type = static_cast<FloatType>(float_type);
-  header_.state_bits = data_[header::kStateBitsAt];
+  header_.coder = static_cast<Coder>(data_[header::kCoderAt]);
   header_.rows = load<uint32_t>(data_ + header::kRowsAt);
   header_.cols = load<uint32_t>(data_ + header::kColsAt);
   header_.tile_rows = load<uint32_t>(data_ + header::kTileRowsAt);
   header_.tiles = load<uint32_t>(data_ + header::kTilesAt);
   header_.bits = data_[header::kBitsAt];
   header_.group_size = load<uint16_t>(data_ + header::kGroupSizeAt);
-  if (!one_of(header_.state_bits, {16, 32})) return invalid("bad state width");
+  if (!one_of(data_[header::kCoderAt], {0, 16, 32}))
+    return invalid("bad coder");
   for (size_t i = header::kReservedAt; i < header::kSize; ++i) {
     if (data_[i] != 0) return invalid("reserved bytes are not zero");
   }
@@ -156,19 +157,16 @@ Status Container::parse_planes(size_t* at) {
       return invalid("class count");
     }
     *at += plane::kSize;
-    if (size_ - *at < 2 * classes) return invalid("truncated plane table");
-    const uint32_t total = uint32_t{1} << limits.precision_bits;
-    uint32_t sum = 0;
-    for (size_t c = 0; c < classes; ++c, *at += 2) {
-      const uint32_t frequency = load<uint16_t>(data_ + *at);
-      // A certain class among several would not fit the decoder's field.
-      if (classes > 1 && frequency >= total) return invalid("frequency");
-      plane.frequencies.push_back(static_cast<uint16_t>(frequency));
-      sum += frequency;
-    }
-    if (sum != total) {
-      return invalid("frequencies sum to " + std::to_string(sum) + ", not " +
-                     std::to_string(total));
+    if (header_.coder == Coder::kTree && classes > 1) {
+      if (i + 1 < n_planes) return invalid("tree in a side plane");
+      Result<Tree> tree = Tree::parse(data_ + *at, size_ - *at, classes);
+      if (!tree.ok()) return tree.status();
+      plane.tree = std::move(tree.value());
+      plane.tree_classes = static_cast<uint32_t>(classes);
+      *at += plane.tree.stored_bytes();
+    } else if (Status status = parse_frequencies(classes, &plane, at);
+               !status.ok()) {
+      return status;
     }
     if (palette == 1) {
       const size_t entries = classes << plane.raw_bits;
@@ -177,6 +175,25 @@ Status Container::parse_planes(size_t* at) {
       *at += entries;
     }
     header_.planes.push_back(std::move(plane));
+  }
+  return {};
+}
+
+Status Container::parse_frequencies(size_t classes, Plane* plane,
+                                    size_t* at) const {
+  if (size_ - *at < 2 * classes) return invalid("truncated plane table");
+  const uint32_t total = uint32_t{1} << header_.limits().precision_bits;
+  uint32_t sum = 0;
+  for (size_t c = 0; c < classes; ++c, *at += 2) {
+    const uint32_t frequency = load<uint16_t>(data_ + *at);
+    // A certain class among several would not fit the decoder's field.
+    if (classes > 1 && frequency >= total) return invalid("frequency");
+    plane->frequencies.push_back(static_cast<uint16_t>(frequency));
+    sum += frequency;
+  }
+  if (sum != total) {
+    return invalid("frequencies sum to " + std::to_string(sum) + ", not " +
+                   std::to_string(total));
   }
   return {};
 }
@@ -259,7 +276,7 @@ Status Container::check_tile(uint32_t index) const {
   const uint64_t size = static_cast<uint64_t>(tile_begin(index + 1) - begin);
   uint64_t needed = 4 * n_planes;
   if (size < needed) return bad("truncated");
-  if (header_.any_coded()) needed += kLanes * header_.limits().state_bytes;
+  if (header_.has_states()) needed += kLanes * header_.limits().state_bytes;
   const uint64_t rows = header_.rows_in_tile(index);
   for (size_t i = 0; i < n_planes; ++i) {
     const Plane& plane = header_.planes[i];
@@ -270,7 +287,7 @@ Status Container::check_tile(uint32_t index) const {
   if (size < needed) return bad("truncated");
   if (!header_.any_coded() && size != needed) return bad("trailing bytes");
   const Tile view = tile(index);
-  if (header_.any_coded() && !states_in_range(view)) return bad("lane state");
+  if (header_.has_states() && !states_in_range(view)) return bad("lane state");
   for (size_t i = 0; i < n_planes; ++i) {
     const TilePlane& plane = view.planes[i];
     const uint64_t limit = uint64_t{1} << header_.value_bits(header_.planes[i]);
@@ -305,7 +322,7 @@ Tile Container::tile(uint32_t index) const {
   tile.rows = header_.rows_in_tile(index);
   const uint8_t* p = begin + 4 * n_planes;
   tile.states = p;
-  if (header_.any_coded()) p += kLanes * header_.limits().state_bytes;
+  if (header_.has_states()) p += kLanes * header_.limits().state_bytes;
   for (size_t i = 0; i < n_planes; ++i) {
     TilePlane& plane = tile.planes[i];
     plane.values = header_.values(header_.planes[i], tile.rows);

@@ -11,6 +11,7 @@
 #include "base/float_bits.h"
 #include "base/status.h"
 #include "format/layout.h"
+#include "format/tree.h"
 
 namespace mlx_entropy {
 
@@ -22,11 +23,17 @@ struct Plane {
   std::vector<uint16_t> frequencies;
   // Codes only: symbols of similar frequency share a class, wherever they are.
   std::vector<uint8_t> palette;
+  // In a tree container, of the weights plane if it is coded, instead of
+  // frequencies.
+  Tree tree;
+  uint32_t tree_classes = 0;
 
-  size_t classes() const { return frequencies.size(); }
+  size_t classes() const {
+    return tree.empty() ? frequencies.size() : tree_classes;
+  }
   // A plane with one class is a constant plus raw bits: it has no symbols in
   // the stream.
-  bool coded() const { return frequencies.size() > 1; }
+  bool coded() const { return classes() > 1; }
   bool per_group() const {
     return kind != PlaneKind::kCodes && kind != PlaneKind::kFloats;
   }
@@ -36,7 +43,7 @@ const char* plane_name(PlaneKind kind);
 
 struct MatrixHeader {
   Scheme scheme = Scheme::kSymbols;
-  int state_bits = 16;
+  Coder coder = Coder::kRans16;
   uint32_t rows = 0;
   uint32_t cols = 0;
   uint32_t tile_rows = 0;
@@ -46,8 +53,10 @@ struct MatrixHeader {
   uint32_t group_size = 0;
   std::vector<Plane> planes;
 
-  const CoderLimits& limits() const { return coder_limits(state_bits); }
+  const CoderLimits& limits() const { return coder_limits(coder); }
   bool any_coded() const;
+  // Tiles begin with the states of 64 lanes.
+  bool has_states() const { return coder != Coder::kTree && any_coded(); }
 
   // Rows of tile `tile`; the last one may have fewer than tile_rows.
   uint32_t rows_in_tile(uint32_t tile) const {
@@ -108,6 +117,7 @@ class Container {
 
   Status parse_header();
   Status parse_planes(size_t* at);
+  Status parse_frequencies(size_t classes, Plane* plane, size_t* at) const;
   Status check_geometry() const;
   Status check_tiles() const;
   Status check_tile(uint32_t index) const;

@@ -30,6 +30,10 @@ inline constexpr uint64_t kMaxSymbols = uint64_t{1} << 40;
 
 enum class Scheme : uint8_t { kSymbols = 0, kAffine = 1, kFloat = 2 };
 
+// How classes are coded; see CoderLimits for the first two. "tree" codes only
+// the weights plane, and all other planes are raw.
+enum class Coder : uint8_t { kTree = 0, kRans16 = 16, kRans32 = 32 };
+
 enum class PlaneKind : uint8_t {
   kCodes = 0,        // quantized weights, or symbols
   kScales = 1,       // group scales, sign in the lowest bit
@@ -48,7 +52,7 @@ namespace header {
 inline constexpr size_t kMagicAt = 0;       // u32
 inline constexpr size_t kVersionAt = 4;     // u16
 inline constexpr size_t kSchemeAt = 6;      // u8
-inline constexpr size_t kStateBitsAt = 7;   // u8: 16 or 32
+inline constexpr size_t kCoderAt = 7;       // u8: Coder
 inline constexpr size_t kTotalBytesAt = 8;  // u64
 inline constexpr size_t kChecksumAt = 16;   // u64: XXH64 of bytes 24..total
 inline constexpr size_t kRowsAt = 24;       // u32
@@ -63,7 +67,8 @@ inline constexpr size_t kReservedAt = 45;   // 3 bytes of zero
 inline constexpr size_t kSize = 48;
 }  // namespace header
 
-// Plane descriptor: these 12 bytes, a u16 frequency for each class, and if
+// Plane descriptor: these 12 bytes, a u16 frequency for each class (or with
+// several classes in a tree container the tree, see format/tree.h), and if
 // there is a palette a byte for each of the classes << raw_bits indices.
 //   index = class << raw_bits | raw
 //   value = palette[index]  or  base + (index << shift)
@@ -92,8 +97,13 @@ struct CoderLimits {
 inline constexpr CoderLimits kRans16 = {8, 16, 2, 1u << 8};
 inline constexpr CoderLimits kRans32 = {12, 256, 4, 1u << 16};
 
-inline constexpr const CoderLimits& coder_limits(int state_bits) {
-  return state_bits == 16 ? kRans16 : kRans32;
+// A tree has no states, and a raw plane's only class the frequency 1.
+inline constexpr CoderLimits kTreeLimits = {0, 256, 0, 0};
+
+inline constexpr const CoderLimits& coder_limits(Coder coder) {
+  return coder == Coder::kRans16   ? kRans16
+         : coder == Coder::kRans32 ? kRans32
+                                   : kTreeLimits;
 }
 
 // Raw bits of one step of 64 values: whole bytes as 64-byte planes, lowest

@@ -27,7 +27,9 @@ class Cursor {
 size_t table_bytes(const MatrixHeader& header) {
   size_t bytes = header::kSize + 8 * (size_t{header.tiles} + 1);
   for (const Plane& plane : header.planes) {
-    bytes += plane::kSize + 2 * plane.classes() + plane.palette.size();
+    bytes +=
+        plane::kSize + plane.palette.size() +
+        (plane.tree.empty() ? 2 * plane.classes() : plane.tree.stored_bytes());
   }
   return bytes;
 }
@@ -36,7 +38,7 @@ void put_header(Cursor* out, const MatrixHeader& header, uint64_t total) {
   out->put(kMagic);
   out->put(kVersion);
   out->put(static_cast<uint8_t>(header.scheme));
-  out->put(static_cast<uint8_t>(header.state_bits));
+  out->put(static_cast<uint8_t>(header.coder));
   out->put(total);
   out->put(uint64_t{0});  // the checksum, once everything else is there
   out->put(header.rows);
@@ -55,7 +57,13 @@ void put_header(Cursor* out, const MatrixHeader& header, uint64_t total) {
     out->put(static_cast<uint8_t>(plane.palette.empty() ? 0 : 1));
     out->put(static_cast<uint32_t>(plane.classes()));
     out->put(plane.base);
-    for (uint16_t frequency : plane.frequencies) out->put(frequency);
+    if (plane.tree.empty()) {
+      for (uint16_t frequency : plane.frequencies) out->put(frequency);
+    } else {
+      out->put(static_cast<uint16_t>(plane.tree.nodes.size()));
+      for (const TreeNode& node : plane.tree.nodes) out->put(node.depth);
+      out->put(plane.tree.symbols);
+    }
     out->put(plane.palette);
   }
 }

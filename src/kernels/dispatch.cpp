@@ -11,7 +11,9 @@ namespace {
 std::vector<const KernelTable*> detect() {
   std::vector<const KernelTable*> targets;
 #if defined(__x86_64__)
-  if (cpu_features().avx512_vbmi) targets.push_back(&avx512_kernels());
+  if (cpu_features().avx512_vbmi && cpu_features().avx512_vnni) {
+    targets.push_back(&avx512_kernels());
+  }
   if (cpu_features().avx512) targets.push_back(&avx512bw_kernels());
   if (cpu_features().avx2) targets.push_back(&avx2_kernels());
 #elif defined(__aarch64__)

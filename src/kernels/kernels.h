@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kernels/activations.h"
 #include "kernels/prepared_matrix.h"
 #include "kernels/scratch.h"
 
@@ -16,11 +17,12 @@ namespace mlx_entropy {
 struct ProductArgs {
   const PreparedMatrix* matrix = nullptr;
   size_t batch = 0;
-  // [batch, x_stride], zero beyond cols; x_stride is a multiple of 16.
+  // Of a float matrix: [batch, x_stride], zero beyond cols; x_stride is a
+  // multiple of 16.
   const float* x = nullptr;
   size_t x_stride = 0;
-  // Sums of x over each quantization group, [cols / group_size], batch 1 only.
-  const float* x_group_sums = nullptr;
+  // Of an affine matrix: `batch` rows.
+  const Activations* activations = nullptr;
   float* y = nullptr;  // [batch, y_stride]
   size_t y_stride = 0;
   uint32_t first_row = 0;
@@ -45,6 +47,9 @@ struct KernelTable {
   // The product for `count` tiles from `first`, at most max_streams.
   void (*product)(const ProductArgs& args, uint32_t first, uint32_t count,
                   Scratch& scratch);
+  // One row of x to integers; see Activations.
+  void (*quantize_row)(const float* x, size_t cols, size_t group_size,
+                       uint8_t* values, float* scales, float* sums);
   void (*decode_tile)(const PreparedMatrix& matrix, uint32_t tile,
                       const TileValues& out, Scratch& scratch);
   // The streams of the tile end where and how they must. Unlike the other

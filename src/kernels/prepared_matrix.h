@@ -12,9 +12,33 @@
 
 namespace mlx_entropy {
 
+// A tree with each leaf's classes where vector loads want them.
+class TreeTables {
+ public:
+  TreeTables() = default;
+  explicit TreeTables(const Tree& tree);
+
+  const TreeNode& node(size_t index) const { return nodes_[index]; }
+  // Of a leaf: its classes, at least 64 entries; repeated if it has at most 16.
+  const uint8_t* table(size_t index) const {
+    return lines_[first_line_[index]].data();
+  }
+  // Merges above one another, at most.
+  size_t height() const { return height_; }
+
+ private:
+  struct alignas(64) Line : std::array<uint8_t, 64> {};
+
+  std::vector<TreeNode> nodes_;
+  std::vector<uint16_t> first_line_;  // of each leaf
+  std::vector<Line> lines_;
+  size_t height_ = 0;
+};
+
 struct PlaneTables {
   AliasTable alias{};           // rans16
   std::vector<uint32_t> slots;  // rans32
+  TreeTables tree;
   alignas(64) std::array<uint8_t, 256> palette{};
 };
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "base/bits.h"
@@ -38,31 +39,52 @@ std::vector<TileGroup> split_tiles(uint32_t first, uint32_t tiles,
   return split;
 }
 
-// Arguments of a product, with the copy of x that kernels read: float32, rows
-// padded to whole vectors.
+// Calls visit(row) for rows of `width` floats, on several threads if that is
+// worth waking them.
+template <class Visit>
+void for_rows(size_t rows, size_t width, const Visit& visit) {
+  constexpr size_t kTaskFloats = 32 * 1024;
+  const size_t tasks = std::min(rows, ceil_div(rows * width, kTaskFloats));
+  ThreadPool::instance().run(tasks, [&](size_t task) {
+    for (size_t row = task * rows / tasks; row < (task + 1) * rows / tasks;
+         ++row) {
+      visit(row);
+    }
+  });
+}
+
+// Arguments of a product, with the copy of x that kernels read: integers for
+// codes, else float32 with rows padded to whole vectors.
 class Product {
  public:
-  Product(const PreparedMatrix& matrix, size_t batch)
-      : stride_(ceil_div(matrix.header().cols, kVector) * kVector),
-        x_(batch * stride_, 0.0f) {
+  Product(const PreparedMatrix& matrix, size_t batch) {
+    const MatrixHeader& header = matrix.header();
     args_.matrix = &matrix;
     args_.batch = batch;
-    args_.x = x_.data();
-    args_.x_stride = stride_;
+    if (header.scheme == Scheme::kAffine) {
+      activations_.emplace(batch, header.cols, header.group_size);
+      args_.activations = &*activations_;
+    } else {
+      args_.x_stride = ceil_div(header.cols, kVector) * kVector;
+      x_.resize(batch * args_.x_stride, 0.0f);
+      args_.x = x_.data();
+    }
   }
 
-  // Row `to` of this product's x is row `from` of an array.
+  // Row `to` of this product's x is row `from` of an array. Safe from several
+  // threads for different rows.
   void set_row(size_t to, ConstFloatArray x, size_t from) {
-    const MatrixHeader& header = args_.matrix->header();
-    float* const row = &x_[to * stride_];
-    copy_to_float(x, from * header.cols, header.cols, row);
-    if (header.scheme != Scheme::kAffine || args_.batch > 1) return;
-    sums_.resize(header.cols / header.group_size);
-    for (size_t g = 0; g < sums_.size(); ++g) {
-      const float* const group = row + g * header.group_size;
-      sums_[g] = std::accumulate(group, group + header.group_size, 0.0f);
+    const size_t cols = args_.matrix->header().cols;
+    if (!activations_) {
+      copy_to_float(x, from * cols, cols, &x_[to * args_.x_stride]);
+    } else if (x.type == FloatType::kFloat32) {
+      activations_->set_row(to,
+                            static_cast<const float*>(x.data) + from * cols);
+    } else {
+      float* const row = Scratch::local().get<float>(Scratch::kWords, cols);
+      copy_to_float(x, from * cols, cols, row);
+      activations_->set_row(to, row);
     }
-    args_.x_group_sums = sums_.data();
   }
 
   void set_output(float* y, size_t y_stride, uint32_t first_row = 0) {
@@ -72,13 +94,14 @@ class Product {
   }
 
   void run(TileGroup group) const {
-    active_target().product(args_, group.first, group.count, Scratch::local());
+    const KernelTable& target =
+        activations_ ? activations_->target() : active_target();
+    target.product(args_, group.first, group.count, Scratch::local());
   }
 
  private:
-  size_t stride_;
+  std::optional<Activations> activations_;
   std::vector<float> x_;
-  std::vector<float> sums_;
   ProductArgs args_;
 };
 
@@ -91,14 +114,17 @@ void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
   std::vector<float> result;
   if (y.type != FloatType::kFloat32) result.resize(batch * header.rows);
   Product product(matrix, batch);
-  for (size_t b = 0; b < batch; ++b) product.set_row(b, x, b);
+  for_rows(batch, header.cols, [&](size_t b) { product.set_row(b, x, b); });
   product.set_output(
       result.empty() ? static_cast<float*>(y.data) : result.data(),
       header.rows);
   const std::vector<TileGroup> groups = split_tiles(0, header.tiles, 1);
   ThreadPool::instance().run(groups.size(),
                              [&](size_t group) { product.run(groups[group]); });
-  if (!result.empty()) copy_from_float(result.data(), result.size(), y, 0);
+  if (result.empty()) return;
+  for_rows(batch, header.rows, [&](size_t b) {
+    copy_from_float(&result[b * header.rows], header.rows, y, b * header.rows);
+  });
 }
 
 bool rows_start_tiles(const MatrixHeader& header, uint32_t block_rows) {

@@ -15,6 +15,9 @@ class Scratch {
     kSide,
     kScales,
     kBiases,
+    kProducts,
+    kNodes,
+    kPartialBlock,
     kPanel,
     kTall,
     kSlots

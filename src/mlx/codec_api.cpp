@@ -98,9 +98,9 @@ CodedInfo info(const Container& container) {
   const MatrixHeader& header = container.header();
   constexpr const char* kSchemes[] = {"symbols", "affine", "float"};
   CodedInfo info{kSchemes[static_cast<int>(header.scheme)],
-                 !header.any_coded()       ? "raw"
-                 : header.state_bits == 16 ? "rans16"
-                                           : "rans32",
+                 !header.any_coded()              ? "raw"
+                 : header.coder == Coder::kRans16 ? "rans16"
+                                                  : "rans32",
                  header.rows,
                  header.cols,
                  header.bits,

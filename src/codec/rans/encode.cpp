@@ -22,8 +22,7 @@ std::vector<uint8_t> invert_alias_table(const AliasTable& table) {
 
 }  // namespace
 
-EncoderTable::EncoderTable(std::span<const uint16_t> frequencies,
-                           int state_bits) {
+EncoderTable::EncoderTable(std::span<const uint16_t> frequencies, Coder coder) {
   uint32_t first = 0;
   for (const uint16_t frequency : frequencies) {
     frequency_.push_back(frequency);
@@ -33,24 +32,23 @@ EncoderTable::EncoderTable(std::span<const uint16_t> frequencies,
         frequency == 0 ? 0 : ((uint64_t{1} << 32) + frequency - 1) / frequency);
     first += frequency;
   }
-  if (state_bits == 16) {
+  if (coder == Coder::kRans16) {
     slot_of_rank_ = invert_alias_table(AliasTable::build(frequencies));
   }
 }
 
-StreamEncoder::StreamEncoder(int state_bits, size_t max_symbols)
-    : state_bits_(state_bits) {
+StreamEncoder::StreamEncoder(Coder coder, size_t max_symbols) : coder_(coder) {
   // At most one byte (rans16) or one 16-bit word (rans32) a symbol.
-  const size_t bytes = max_symbols * (state_bits == 16 ? 1 : 2) + 8;
+  const size_t bytes = max_symbols * (coder == Coder::kRans16 ? 1 : 2) + 8;
   buffer_ = std::make_unique_for_overwrite<uint8_t[]>(bytes);
   end_ = buffer_.get() + bytes;
   head_ = end_;
-  for (uint32_t& state : state_) state = coder_limits(state_bits).initial_state;
+  for (uint32_t& state : state_) state = coder_limits(coder).initial_state;
 }
 
 void StreamEncoder::push_section(const EncoderTable& table,
                                  const uint8_t* symbols, size_t steps) {
-  if (state_bits_ == 16) {
+  if (coder_ == Coder::kRans16) {
     push16(table, symbols, steps);
   } else {
     push32(table, symbols, steps);
@@ -109,7 +107,7 @@ void StreamEncoder::push32(const EncoderTable& table, const uint8_t* symbols,
 }
 
 std::vector<uint8_t> StreamEncoder::states() const {
-  const size_t bytes = coder_limits(state_bits_).state_bytes;
+  const size_t bytes = coder_limits(coder_).state_bytes;
   std::vector<uint8_t> out(kLanes * bytes);
   for (size_t lane = 0; lane < kLanes; ++lane) {
     std::memcpy(&out[lane * bytes], &state_[lane], bytes);

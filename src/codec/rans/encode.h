@@ -14,7 +14,7 @@ namespace mlx_entropy {
 // What the encoder needs of one coded plane's frequencies.
 class EncoderTable {
  public:
-  EncoderTable(std::span<const uint16_t> frequencies, int state_bits);
+  EncoderTable(std::span<const uint16_t> frequencies, Coder coder);
 
  private:
   friend class StreamEncoder;
@@ -32,7 +32,7 @@ class EncoderTable {
 class StreamEncoder {
  public:
   // `max_symbols`: upper bound of the symbols of all sections together.
-  StreamEncoder(int state_bits, size_t max_symbols);
+  StreamEncoder(Coder coder, size_t max_symbols);
 
   // `symbols` holds steps * 64 symbols of frequency > 0.
   void push_section(const EncoderTable& table, const uint8_t* symbols,
@@ -46,7 +46,7 @@ class StreamEncoder {
   void push16(const EncoderTable& table, const uint8_t* symbols, size_t steps);
   void push32(const EncoderTable& table, const uint8_t* symbols, size_t steps);
 
-  int state_bits_;
+  Coder coder_;
   uint32_t state_[kLanes];
   std::unique_ptr<uint8_t[]> buffer_;
   uint8_t* end_;

@@ -12,14 +12,15 @@ template <class Target>
 void decode_tile(const PreparedMatrix& matrix, uint32_t index,
                  const TileValues& values, Scratch& scratch) {
   const MatrixHeader& header = matrix.header();
-  TileReader<Target, 1> reader(matrix, index);
+  TileReader<Target, 1> reader(matrix, index, scratch);
   for (size_t p = 0; p < header.planes.size(); ++p) {
     const bool is_weights = p == matrix.weights_plane();
     const TilePlane& tile = reader.tile(0).planes[p];
     const size_t count =
         is_weights ? size_t{values.rows} * header.cols : tile.values;
     const size_t steps = (count + kLanes - 1) / kLanes;
-    uint8_t* classes = scratch.get<uint8_t>(Scratch::kClasses, steps * kLanes);
+    uint8_t* classes =
+        scratch.get<uint8_t>(Scratch::kClasses, steps * kLanes + kLanes);
     if (is_weights && values.codes != nullptr) classes = values.codes;
     uint32_t* const words = is_weights ? values.words : values.side[p];
     reader.read_classes(p, steps, &classes);
@@ -34,6 +35,21 @@ void decode_tile(const PreparedMatrix& matrix, uint32_t index,
   }
 }
 
+inline bool check_tree_tile(const PreparedMatrix& matrix, uint32_t index) {
+  const size_t plane = matrix.weights_plane();
+  const Tile tile = matrix.container().tile(index);
+  const uint32_t cols = matrix.header().cols;
+  const uint64_t block = uint64_t{tree_block_rows(cols)} * cols;
+  const uint8_t* at = tile.stream;
+  for (uint64_t first = 0; first < tile.planes[plane].values; first += block) {
+    const uint64_t left = tile.planes[plane].values - first;
+    at = check_node(matrix.tables(plane).tree, 0, left < block ? left : block,
+                    at, tile.stream_end);
+    if (at == nullptr) return false;
+  }
+  return at == tile.stream_end;
+}
+
 // Decodes every stream in pieces. A piece takes at most 2 bytes a symbol, so
 // while that many bytes and the tail padding are left it cannot leave the
 // buffer; the last ones go step by step, which the padding alone covers.
@@ -43,7 +59,8 @@ bool check_tile(const PreparedMatrix& matrix, uint32_t index,
   constexpr size_t kPiece = 64;
   const MatrixHeader& header = matrix.header();
   if (!header.any_coded()) return true;
-  TileReader<Target, 1> reader(matrix, index);
+  if (header.coder == Coder::kTree) return check_tree_tile(matrix, index);
+  TileReader<Target, 1> reader(matrix, index, scratch);
   const Tile& tile = reader.tile(0);
   uint8_t* const classes =
       scratch.get<uint8_t>(Scratch::kClasses, kPiece * kLanes);

@@ -5,6 +5,7 @@
 // are never written to memory.
 #pragma once
 
+#include "kernels/body/integer_product.h"
 #include "kernels/body/tile_reader.h"
 
 namespace mlx_entropy::body {
@@ -22,14 +23,27 @@ inline constexpr size_t kBatchBlockSymbols = 16384;
 inline constexpr size_t kTallBatch = 16;
 inline constexpr size_t kTallRows = 16;
 
+// Tiles in flight for a few and for many rows of x.
+inline constexpr uint32_t kBatchStreams = 4;
+inline constexpr uint32_t kTallStreams = 2;
+
 inline size_t block_rows(const ProductArgs& args) {
-  const size_t cols = args.matrix->header().cols;
-  const size_t unit = row_unit(static_cast<uint32_t>(cols));
-  const size_t symbols = args.batch == 1 ? kBlockSymbols : kBatchBlockSymbols;
-  const size_t units = symbols / (unit * cols);
-  const size_t rows = unit * (units == 0 ? 1 : units);
-  if (args.batch < kTallBatch || rows % kTallRows == 0) return rows;
-  return (rows / kTallRows + 1) * kTallRows;
+  const MatrixHeader& header = args.matrix->header();
+  const size_t cols = header.cols;
+  size_t unit = header.coder == Coder::kTree ? tree_block_rows(header.cols)
+                                             : row_unit(header.cols);
+  size_t symbols = kBlockSymbols;
+  if (args.batch > 1 && header.scheme == Scheme::kAffine) {
+    // Whole pairs of panels; fewer rows where decoding is most of the work,
+    // because then more tiles are in flight.
+    const size_t panels = args.batch < kTallBatch ? 1 : 2;
+    unit = std::lcm(unit, panels * kPanelRows);
+    symbols = kBatchBlockSymbols;
+  } else if (args.batch > 1) {
+    symbols = kBatchBlockSymbols;
+    if (args.batch >= kTallBatch) unit = std::lcm(unit, kTallRows);
+  }
+  return unit * std::max<size_t>(1, symbols / (unit * cols));
 }
 
 // Float values of group scales or stored biases from their plane.
@@ -124,29 +138,6 @@ void read_groups(const PreparedMatrix& matrix, TileReader<Target, V>* reader,
       floats_from_words(header.float_type, w + padded, groups, b);
     }
   }
-}
-
-// One row of codes times one x: sum of scale * (codes . x) + bias * sum(x).
-template <class Target, size_t kGroup>
-float affine_dot(const uint8_t* codes, const float* x, const float* x_sums,
-                 const float* scales, const float* biases, size_t groups) {
-  using F = typename Target::Float;
-  F sum = Target::zero();
-  for (size_t g = 0; g < groups; ++g) {
-    F partial[2] = {Target::zero(), Target::zero()};
-    // Unrolled, or the two sums would live in memory.
-#pragma GCC unroll 16
-    for (size_t k = 0; k < kGroup; k += Target::kWidth) {
-      F& into = partial[k / Target::kWidth % 2];
-      into = Target::fma(Target::from_bytes(codes + g * kGroup + k),
-                         Target::load(x + g * kGroup + k), into);
-    }
-    sum = Target::fma(Target::set(scales[g]),
-                      Target::add(partial[0], partial[1]), sum);
-  }
-  float result = Target::sum(sum);
-  for (size_t g = 0; g < groups; ++g) result += biases[g] * x_sums[g];
-  return result;
 }
 
 // kRows rows of a panel times kCols rows of x.
@@ -268,56 +259,6 @@ void panel_product(const float* panel, size_t rows, size_t stride,
   }
 }
 
-template <class Target>
-void dequantize_row(const uint8_t* codes, const float* scales,
-                    const float* biases, size_t groups, size_t group_size,
-                    float* out) {
-  for (size_t g = 0; g < groups; ++g) {
-    const auto scale = Target::set(scales[g]);
-    const auto bias = Target::set(biases[g]);
-    for (size_t k = g * group_size; k < (g + 1) * group_size;
-         k += Target::kWidth) {
-      Target::store(out + k,
-                    Target::fma(Target::from_bytes(codes + k), scale, bias));
-    }
-  }
-}
-
-// `rows` rows of codes, their groups, and where the results go.
-struct AffineBlock {
-  const uint8_t* codes;
-  const float* scales;
-  const float* biases;
-  size_t rows;
-  float* y;
-};
-
-template <class Target>
-void affine_block_product(const ProductArgs& args, const AffineBlock& block,
-                          Scratch& scratch) {
-  const MatrixHeader& header = args.matrix->header();
-  const size_t cols = header.cols;
-  const size_t groups = cols / header.group_size;
-  if (args.batch == 1) {
-    const auto dot = header.group_size == 32   ? affine_dot<Target, 32>
-                     : header.group_size == 64 ? affine_dot<Target, 64>
-                                               : affine_dot<Target, 128>;
-    for (size_t r = 0; r < block.rows; ++r) {
-      block.y[r] =
-          dot(block.codes + r * cols, args.x, args.x_group_sums,
-              block.scales + r * groups, block.biases + r * groups, groups);
-    }
-    return;
-  }
-  float* const panel = scratch.get<float>(Scratch::kPanel, block.rows * cols);
-  for (size_t r = 0; r < block.rows; ++r) {
-    dequantize_row<Target>(block.codes + r * cols, block.scales + r * groups,
-                           block.biases + r * groups, groups, header.group_size,
-                           panel + r * cols);
-  }
-  panel_product<Target>(panel, block.rows, cols, args, block.y, scratch);
-}
-
 template <class Target, int V>
 void affine_product(const ProductArgs& args, uint32_t first_tile,
                     Scratch& scratch) {
@@ -328,14 +269,20 @@ void affine_product(const ProductArgs& args, uint32_t first_tile,
   const size_t row_groups = cols / header.group_size;
   const size_t groups = rows * row_groups;
   const size_t plane = matrix.weights_plane();
-  TileReader<Target, V> reader(matrix, first_tile);
-  float* const scales = scratch.get<float>(Scratch::kScales, V * groups);
-  float* const biases = scratch.get<float>(Scratch::kBiases, V * groups);
+  TileReader<Target, V> reader(matrix, first_tile, scratch);
+  // Panels read whole rows of 16 groups beyond the last.
+  constexpr size_t kBeyond = kPanelRows * kPanelRows;
+  const size_t beyond = kPanelRows * row_groups + kBeyond;
+  float* const scales =
+      scratch.get<float>(Scratch::kScales, V * groups + beyond);
+  float* const biases =
+      scratch.get<float>(Scratch::kBiases, V * groups + beyond);
   read_groups<Target, V>(matrix, &reader, groups, scales, biases, scratch);
 
   const size_t step_rows = block_rows(args);
   const size_t room = (step_rows * cols + kLanes - 1) / kLanes * kLanes;
-  uint8_t* const codes = scratch.get<uint8_t>(Scratch::kClasses, V * room);
+  uint8_t* const codes = scratch.get<uint8_t>(
+      Scratch::kClasses, V * room + kPanelRows * cols + kLanes);
   uint8_t* out[V];
   for (int v = 0; v < V; ++v) out[v] = codes + static_cast<size_t>(v) * room;
   uint32_t next_exception[V] = {};
@@ -352,9 +299,9 @@ void affine_product(const ProductArgs& args, uint32_t first_tile,
       const size_t y_row =
           (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows -
           args.first_row + row;
-      affine_block_product<Target>(
-          args, {out[v], scales + group, biases + group, n, args.y + y_row},
-          scratch);
+      integer_product<Target>({out[v], scales + group, biases + group, n, cols,
+                               header.group_size, args.y + y_row},
+                              *args.activations, args.y_stride, scratch);
     }
   }
 }
@@ -367,10 +314,11 @@ void float_product(const ProductArgs& args, uint32_t first_tile,
   const size_t rows = header.rows_in_tile(first_tile);
   const size_t cols = header.cols;
   const size_t stride = args.x_stride;
-  TileReader<Target, V> reader(matrix, first_tile);
+  TileReader<Target, V> reader(matrix, first_tile, scratch);
   const size_t step_rows = block_rows(args);
   const size_t room = (step_rows * cols + kLanes - 1) / kLanes * kLanes;
-  uint8_t* const classes = scratch.get<uint8_t>(Scratch::kClasses, V * room);
+  uint8_t* const classes =
+      scratch.get<uint8_t>(Scratch::kClasses, V * room + kLanes);
   uint32_t* const words = scratch.get<uint32_t>(Scratch::kWords, room);
   float* const panel = scratch.get<float>(Scratch::kPanel, step_rows * stride);
   uint8_t* out[V];
@@ -423,7 +371,17 @@ void product(const ProductArgs& args, uint32_t first, uint32_t count,
     product_streams<Target>(args, last, 1, scratch);
     --count;
   }
-  product_streams<Target>(args, first, count, scratch);
+  // The blocks of all tiles in flight should stay in the second-level cache.
+  // Blocks of a tree need no company.
+  const uint32_t most = header.coder == Coder::kTree ? 1
+                        : args.batch == 1            ? count
+                        : args.batch < kTallBatch    ? kBatchStreams
+                                                     : kTallStreams;
+  for (uint32_t done = 0; done < count;) {
+    const uint32_t n = std::min(most, count - done);
+    product_streams<Target>(args, first + done, n, scratch);
+    done += n;
+  }
 }
 
 }  // namespace

@@ -12,6 +12,8 @@
 //   look_up(table, bytes)        bytes[i] = table[bytes[i]], 64 bytes
 #pragma once
 
+#include "kernels/body/tree.h"
+
 namespace mlx_entropy::body {
 // Internal to each target: the same name compiled for two targets must not
 // be merged by the linker.
@@ -20,14 +22,15 @@ namespace {
 template <class Target, int V>
 class TileReader {
  public:
-  TileReader(const PreparedMatrix& matrix, uint32_t first_tile)
-      : matrix_(matrix), header_(matrix.header()) {
+  TileReader(const PreparedMatrix& matrix, uint32_t first_tile,
+             Scratch& scratch)
+      : matrix_(matrix), header_(matrix.header()), scratch_(scratch) {
     const size_t bytes = kLanes * header_.limits().state_bytes;
     for (int v = 0; v < V; ++v) {
       tiles_[v] =
           matrix.container().tile(first_tile + static_cast<uint32_t>(v));
       streams_[v] = tiles_[v].stream;
-      if (header_.any_coded()) {
+      if (header_.has_states()) {
         __builtin_memcpy(states_[v], tiles_[v].states, bytes);
       }
     }
@@ -36,15 +39,20 @@ class TileReader {
   const Tile& tile(int v) const { return tiles_[v]; }
   const uint8_t* stream(int v) const { return streams_[v]; }
   uint32_t state(int v, size_t lane) const {
-    return header_.state_bits == 16 ? load<uint16_t>(states_[v] + 2 * lane)
-                                    : load<uint32_t>(states_[v] + 4 * lane);
+    return header_.coder == Coder::kRans16
+               ? load<uint16_t>(states_[v] + 2 * lane)
+               : load<uint32_t>(states_[v] + 4 * lane);
   }
 
-  // The classes of the next `steps` steps of a plane, 64 bytes a step.
+  // The classes of the next `steps` steps of a plane, 64 bytes a step and with
+  // a tree up to 64 bytes more. A tree plane has to be read in whole blocks,
+  // but for the last time.
   void read_classes(size_t plane, size_t steps, uint8_t* const* out) {
     if (!header_.planes[plane].coded()) {
       for (int v = 0; v < V; ++v) __builtin_memset(out[v], 0, steps * kLanes);
-    } else if (header_.state_bits == 16) {
+    } else if (header_.coder == Coder::kTree) {
+      for (int v = 0; v < V; ++v) read_blocks(v, plane, steps * kLanes, out[v]);
+    } else if (header_.coder == Coder::kRans16) {
       Target::template decode16<V>(states_, streams_,
                                    matrix_.tables(plane).alias, steps, out);
     } else {
@@ -54,8 +62,32 @@ class TileReader {
   }
 
  private:
+  void read_blocks(int v, size_t plane, size_t wanted, uint8_t* out) {
+    const TreeTables& tree = matrix_.tables(plane).tree;
+    const size_t values = tiles_[v].planes[plane].values;
+    const size_t block = size_t{tree_block_rows(header_.cols)} * header_.cols;
+    while (wanted > 0 && blocks_read_[v] * block < values) {
+      const size_t left = values - blocks_read_[v]++ * block;
+      const size_t count = left < block ? left : block;
+      if (wanted >= count) {
+        streams_[v] =
+            decode_block<Target>(tree, count, streams_[v], out, scratch_);
+      } else {
+        uint8_t* const whole = scratch_.template get<uint8_t>(
+            Scratch::kPartialBlock, count + kNodeSlack);
+        streams_[v] =
+            decode_block<Target>(tree, count, streams_[v], whole, scratch_);
+        __builtin_memcpy(out, whole, wanted);
+      }
+      out += count;
+      wanted -= wanted < count ? wanted : count;
+    }
+  }
+
   const PreparedMatrix& matrix_;
   const MatrixHeader& header_;
+  Scratch& scratch_;
+  size_t blocks_read_[V] = {};
   Tile tiles_[V];
   const uint8_t* streams_[V];
   alignas(64) uint8_t states_[V][kLanes * sizeof(uint32_t)];

@@ -3,14 +3,17 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include "base/bits.h"
 #include "base/float_bits.h"
 #include "base/target_region.h"
+#include "kernels/cpu/merge_orders.h"
 #include "kernels/kernels.h"
 
 namespace mlx_entropy {
@@ -54,6 +57,7 @@ MLX_ENTROPY_BEGIN_TARGET("avx2,fma,f16c,bmi,bmi2,popcnt")
 #include "kernels/body/decode.h"
 #include "kernels/body/product.h"
 #include "kernels/body/tile_reader.h"
+#include "kernels/cpu/avx2_tree.h"
 
 namespace mlx_entropy {
 namespace {
@@ -193,7 +197,7 @@ inline __m256i step32(__m256i x, const uint8_t** stream, const uint32_t* slots,
   return _mm256_blendv_epi8(x, refilled, low);
 }
 
-struct Avx2 {
+struct Avx2 : Avx2Tree {
   using Float = __m256;
   static constexpr size_t kWidth = 8;
   static constexpr int kMaxStreams = 4;
@@ -245,9 +249,83 @@ struct Avx2 {
     const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
   }
-  static Float from_bytes(const uint8_t* p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float load_first(const float* p, size_t n) {
+    alignas(32) static constexpr int32_t kMask[16] = {-1, -1, -1, -1,
+                                                      -1, -1, -1, -1};
+    return _mm256_maskload_ps(
+        p, _mm256_loadu_si256(
+               reinterpret_cast<const __m256i*>(kMask + (n < 8 ? 8 - n : 0))));
+  }
+
+  using Int = __m256i;
+  static constexpr bool kSplitActivations = false;
+  static constexpr size_t kDepth = 2;
+  static constexpr size_t kPairColumns = 0;
+  static constexpr size_t kSingleColumns = 2;
+
+  static Int int_zero() { return _mm256_setzero_si256(); }
+  static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
+  static Int shift_high(Int a) { return _mm256_slli_epi32(a, 8); }
+  static Int load_panel(const uint8_t* p) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static Int broadcast(const uint8_t* x) {
+    return _mm256_set1_epi32(mlx_entropy::load<int32_t>(x));
+  }
+  static Int dot(Int acc, Int codes, Int x) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(codes, x));
+  }
+
+  // Four codes of a row move as one 32-bit element; then the elements of a
+  // vector become the first two codes, widened, and the last two.
+  static void pack(const uint8_t* codes, size_t cols, uint8_t* panel) {
+    const __m256i first = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
+    const __m256i last = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
+    alignas(32) float columns[8 * 16];
+    for (size_t k = 0; k < cols; k += 32) {
+      for (size_t r = 0; r < 16; r += 8) {
+        transpose8(reinterpret_cast<const float*>(codes + r * cols + k),
+                   cols / 4, columns + r);
+      }
+      for (size_t i = 0; i < 16; ++i) {  // 8 elements of 16 rows, by halves
+        const __m256i four =
+            _mm256_castps_si256(_mm256_load_ps(columns + 8 * i));
+        auto* const to = reinterpret_cast<__m256i*>(
+            panel + (k / 2 + i / 2 * 2) * 64 + i % 2 * 32);
+        _mm256_store_si256(to, _mm256_shuffle_epi8(four, first));
+        _mm256_store_si256(to + 2, _mm256_shuffle_epi8(four, last));
+      }
+    }
+  }
+
+  // 16 codes times 16 integers, in 8 lanes of 2 neighbouring codes.
+  static __m256i dot16(const uint8_t* codes, const uint8_t* x) {
+    return _mm256_madd_epi16(
+        _mm256_cvtepu8_epi16(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))),
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+  }
+
+  template <size_t kGroup>
+  static float dot_row(const uint8_t* codes, const uint8_t* x, size_t groups,
+                       const float* scales) {
+    __m256 sum = _mm256_setzero_ps();
+    for (size_t g = 0; g < groups; ++g) {
+      __m256i dots[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 8
+      for (size_t k = 0; k < kGroup; k += 16) {
+        const size_t at = g * kGroup + k;
+        dots[k / 16 % 2] =
+            _mm256_add_epi32(dots[k / 16 % 2], dot16(codes + at, x + 2 * at));
+      }
+      sum = _mm256_fmadd_ps(
+          _mm256_cvtepi32_ps(_mm256_add_epi32(dots[0], dots[1])),
+          _mm256_set1_ps(scales[g]), sum);
+    }
+    return Avx2::sum(sum);
   }
 
   // Bytes that are all ones where the 32 bits of the mask are set.
@@ -340,8 +418,12 @@ struct Avx2 {
   }
 };
 
-const KernelTable kTable = {"avx2", Avx2::kMaxStreams, body::product<Avx2>,
-                            body::decode_tile<Avx2>, body::check_tile<Avx2>};
+const KernelTable kTable = {"avx2",
+                            Avx2::kMaxStreams,
+                            body::product<Avx2>,
+                            body::quantize_row<Avx2>,
+                            body::decode_tile<Avx2>,
+                            body::check_tile<Avx2>};
 
 }  // namespace
 }  // namespace mlx_entropy

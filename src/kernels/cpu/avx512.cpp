@@ -3,18 +3,54 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include "base/bits.h"
 #include "base/float_bits.h"
 #include "base/target_region.h"
 #include "kernels/kernels.h"
 
+namespace mlx_entropy {
+namespace {
+
+// For unpacking leaves of depth d: eight values come into each 64-bit element,
+// from the bytes that start at d * its number, and d bits apart.
+using ByteRows = std::array<std::array<uint8_t, 64>, kMaxLeafDepth>;
+
+constexpr ByteRows make_unpack_orders() {
+  ByteRows rows{};
+  for (size_t d = 1; d <= rows.size(); ++d) {
+    for (size_t i = 0; i < 64; ++i) {
+      rows[d - 1][i] = static_cast<uint8_t>(i / 8 * d + i % 8);
+    }
+  }
+  return rows;
+}
+
+constexpr ByteRows make_unpack_shifts() {
+  ByteRows rows{};
+  for (size_t d = 1; d <= rows.size(); ++d) {
+    for (size_t i = 0; i < 64; ++i) {
+      rows[d - 1][i] = static_cast<uint8_t>(i % 8 * d);
+    }
+  }
+  return rows;
+}
+
+alignas(64) constexpr ByteRows kUnpackOrders = make_unpack_orders();
+alignas(64) constexpr ByteRows kUnpackShifts = make_unpack_shifts();
+
+}  // namespace
+}  // namespace mlx_entropy
+
 MLX_ENTROPY_BEGIN_TARGET(
     "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,"
-    "avx512vbmi,avx512vbmi2")
+    "avx512vbmi,avx512vbmi2,avx512vnni,avx512vpopcntdq")
 
 #include "kernels/body/decode.h"
 #include "kernels/body/product.h"
@@ -141,6 +177,67 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
 struct Avx512 : Avx512Floats {
   static constexpr int kMaxStreams = 8;
 
+  static constexpr bool kSplitActivations = true;
+  static constexpr size_t kDepth = 4;
+
+  static Int dot(Int acc, Int codes, Int x) {
+    return _mm512_dpbusd_epi32(acc, codes, x);
+  }
+
+  static void pack(const uint8_t* codes, size_t cols, uint8_t* panel) {
+    // Four codes move as one 32-bit element.
+    for (size_t k = 0; k < cols; k += 64) {
+      transpose(reinterpret_cast<const float*>(codes + k), cols / 4,
+                reinterpret_cast<float*>(panel + k * 16));
+    }
+  }
+
+  // 64 codes times 64 integers, in 16 lanes of 4 neighbouring codes.
+  static __m512i dot64(const uint8_t* codes, const uint8_t* x, size_t half) {
+    const __m512i c = _mm512_loadu_si512(codes);
+    const __m512i high =
+        _mm512_dpbusd_epi32(_mm512_setzero_si512(), c, _mm512_loadu_si512(x));
+    return _mm512_dpbusd_epi32(_mm512_slli_epi32(high, 8), c,
+                               _mm512_loadu_si512(x + half));
+  }
+
+  // The groups in one vector of codes, or the vectors of one group.
+  template <size_t kGroup>
+  static __m512 add_groups(const uint8_t* codes, const uint8_t* x, size_t half,
+                           const float* scales, __m512 sum) {
+    __m512i dots = dot64(codes, x, half);
+    if constexpr (kGroup == 128) {
+      dots = _mm512_add_epi32(dots, dot64(codes + 64, x + 64, half));
+    }
+    __m512 scale = _mm512_set1_ps(scales[0]);
+    if constexpr (kGroup == 32) {
+      scale =
+          _mm512_mask_broadcastss_ps(scale, 0xff00, _mm_load_ss(scales + 1));
+    }
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scale, sum);
+  }
+
+  template <size_t kGroup>
+  static float dot_row(const uint8_t* codes, const uint8_t* x, size_t groups,
+                       const float* scales) {
+    constexpr size_t kStep = kGroup < 64 ? 64 : kGroup;
+    const size_t half = Activations::half_bytes(groups * kGroup);
+    const size_t steps = (groups * kGroup + kStep - 1) / kStep;
+    const auto add = [&](size_t i, __m512 sum) {
+      return add_groups<kGroup>(codes + i * kStep, x + i * kStep, half,
+                                scales + i * (kStep / kGroup), sum);
+    };
+    // Sums in registers of their own hide each other's latency.
+    __m512 sum0 = _mm512_setzero_ps(), sum1 = sum0;
+    size_t i = 0;
+    for (; i + 2 <= steps; i += 2) {
+      sum0 = add(i, sum0);
+      sum1 = add(i + 1, sum1);
+    }
+    if (i < steps) sum0 = add(i, sum0);
+    return _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1));
+  }
+
   static void look_up(const uint8_t* table, uint8_t* bytes) {
     const __m512i index = _mm512_load_si512(bytes);
     const __m512i low = _mm512_permutex2var_epi8(
@@ -149,6 +246,67 @@ struct Avx512 : Avx512Floats {
         _mm512_load_si512(table + 128), index, _mm512_load_si512(table + 192));
     _mm512_store_si512(
         bytes, _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
+  }
+
+  static size_t count_ones(const uint8_t* bitmap, size_t count) {
+    __m512i sum = _mm512_setzero_si512();
+    size_t i = 0;
+    for (; i + 512 <= count; i += 512) {
+      sum = _mm512_add_epi64(
+          sum, _mm512_popcnt_epi64(_mm512_loadu_si512(bitmap + i / 8)));
+    }
+    return static_cast<size_t>(_mm512_reduce_add_epi64(sum)) +
+           body::count_ones(bitmap + i / 8, count - i);
+  }
+
+  static void merge(const uint8_t* bitmap, size_t count, const uint8_t* left,
+                    const uint8_t* right, uint8_t* out) {
+    for (size_t i = 0; i < count; i += 64) {
+      const uint64_t mask = mlx_entropy::load<uint64_t>(bitmap + i / 8);
+      // Merge-masked: the zeroing form waits for its destination on AMD.
+      const __m512i l = _mm512_loadu_si512(left);
+      const __m512i r = _mm512_loadu_si512(right);
+      const __m512i spread = _mm512_mask_expand_epi8(l, ~mask, l);
+      _mm512_storeu_si512(out + i, _mm512_mask_expand_epi8(spread, mask, r));
+      const auto ones = static_cast<size_t>(_mm_popcnt_u64(mask));
+      right += ones;
+      left += 64 - ones;
+    }
+  }
+
+  template <int kDepth>
+  static void unpack(const uint8_t* packed, size_t count, const uint8_t* table,
+                     uint8_t* out) {
+    const __m512i order = _mm512_load_si512(kUnpackOrders[kDepth - 1].data());
+    const __m512i shift = _mm512_load_si512(kUnpackShifts[kDepth - 1].data());
+    const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << kDepth) - 1));
+    const __m512i line0 = _mm512_load_si512(table);
+    const __m512i line1 =
+        kDepth > 6 ? _mm512_load_si512(table + 64) : _mm512_setzero_si512();
+    const __m512i line2 =
+        kDepth > 7 ? _mm512_load_si512(table + 128) : _mm512_setzero_si512();
+    const __m512i line3 =
+        kDepth > 7 ? _mm512_load_si512(table + 192) : _mm512_setzero_si512();
+    for (size_t i = 0; i < count; i += 64, packed += 8 * kDepth) {
+      const __m512i words =
+          _mm512_permutexvar_epi8(order, _mm512_loadu_si512(packed));
+      const __m512i index =
+          _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, words), mask);
+      __m512i value;
+      if constexpr (kDepth <= 4) {
+        value = _mm512_shuffle_epi8(line0, index);
+      } else if constexpr (kDepth <= 6) {
+        value = _mm512_permutexvar_epi8(index, line0);
+      } else {
+        value = _mm512_permutex2var_epi8(line0, index, line1);
+        if constexpr (kDepth > 7) {
+          value = _mm512_mask_blend_epi8(
+              _mm512_movepi8_mask(index), value,
+              _mm512_permutex2var_epi8(line2, index, line3));
+        }
+      }
+      _mm512_storeu_si512(out + i, value);
+    }
   }
 
   template <int V>
@@ -204,8 +362,11 @@ struct Avx512 : Avx512Floats {
   }
 };
 
-const KernelTable kTable = {"avx512", Avx512::kMaxStreams,
-                            body::product<Avx512>, body::decode_tile<Avx512>,
+const KernelTable kTable = {"avx512",
+                            Avx512::kMaxStreams,
+                            body::product<Avx512>,
+                            body::quantize_row<Avx512>,
+                            body::decode_tile<Avx512>,
                             body::check_tile<Avx512>};
 
 }  // namespace

@@ -1,6 +1,6 @@
-// What the targets with 512-bit registers share: float arithmetic, and bytes
-// from masks. Needs F, BW, DQ and VL. Included by each of them inside its
-// target region, after all standard headers.
+// What the targets with 512-bit registers share: arithmetic but for products
+// of integers, and bytes from masks. Needs F, BW, DQ and VL. Included by each
+// of them inside its target region, after all standard headers.
 #pragma once
 
 namespace mlx_entropy {
@@ -53,9 +53,21 @@ struct Avx512Floats {
     return _mm512_fmadd_ps(a, b, c);
   }
   static float sum(Float a) { return _mm512_reduce_add_ps(a); }
-  static Float from_bytes(const uint8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float load_first(const float* p, size_t n) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  }
+
+  using Int = __m512i;
+  static constexpr size_t kPairColumns = 6;
+  static constexpr size_t kSingleColumns = 12;
+
+  static Int int_zero() { return _mm512_setzero_si512(); }
+  static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
+  static Int shift_high(Int a) { return _mm512_slli_epi32(a, 8); }
+  static Int load_panel(const uint8_t* p) { return _mm512_load_si512(p); }
+  static Int broadcast(const uint8_t* x) {
+    return _mm512_set1_epi32(mlx_entropy::load<int32_t>(x));
   }
 
   static void spread_mask(uint64_t mask, uint8_t* bytes) {

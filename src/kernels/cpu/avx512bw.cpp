@@ -4,13 +4,16 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include "base/bits.h"
 #include "base/float_bits.h"
 #include "base/target_region.h"
+#include "kernels/cpu/merge_orders.h"
 #include "kernels/kernels.h"
 
 MLX_ENTROPY_BEGIN_TARGET(
@@ -19,6 +22,7 @@ MLX_ENTROPY_BEGIN_TARGET(
 #include "kernels/body/decode.h"
 #include "kernels/body/product.h"
 #include "kernels/body/tile_reader.h"
+#include "kernels/cpu/avx2_tree.h"
 #include "kernels/cpu/avx512_floats.h"
 
 namespace mlx_entropy {
@@ -143,8 +147,65 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
                          _mm512_maskz_expand_epi32(low, words));
 }
 
-struct Avx512Bw : Avx512Floats {
+struct Avx512Bw : Avx512Floats, Avx2Tree {
   static constexpr int kMaxStreams = 8;
+
+  // Without VNNI: 16-bit codes times 16-bit integers.
+  static constexpr bool kSplitActivations = false;
+  static constexpr size_t kDepth = 2;
+
+  static Int dot(Int acc, Int codes, Int x) {
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(codes, x));
+  }
+
+  // Four codes of a row move as one 32-bit element; then the elements of a
+  // vector become the first two codes, widened, and the last two.
+  static void pack(const uint8_t* codes, size_t cols, uint8_t* panel) {
+    const __m512i first = _mm512_broadcast_i32x4(_mm_setr_epi8(
+        0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
+    const __m512i last = _mm512_broadcast_i32x4(_mm_setr_epi8(
+        2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
+    alignas(64) float columns[16 * 16];
+    for (size_t k = 0; k < cols; k += 64) {
+      transpose(reinterpret_cast<const float*>(codes + k), cols / 4, columns);
+      uint8_t* const to = panel + k / 2 * 64;
+      for (size_t i = 0; i < 16; ++i) {
+        const __m512i four =
+            _mm512_castps_si512(_mm512_load_ps(columns + 16 * i));
+        _mm512_store_si512(to + 128 * i, _mm512_shuffle_epi8(four, first));
+        _mm512_store_si512(to + 128 * i + 64, _mm512_shuffle_epi8(four, last));
+      }
+    }
+  }
+
+  // 32 codes times 32 integers, in 16 lanes of 2 neighbouring codes.
+  static __m512i dot32(const uint8_t* codes, const uint8_t* x) {
+    return _mm512_madd_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256(
+                                 reinterpret_cast<const __m256i*>(codes))),
+                             _mm512_loadu_si512(x));
+  }
+
+  template <size_t kGroup>
+  static float dot_row(const uint8_t* codes, const uint8_t* x, size_t groups,
+                       const float* scales) {
+    const auto add = [&](size_t g, __m512 sum) {
+      __m512i dots = dot32(codes + g * kGroup, x + 2 * g * kGroup);
+      for (size_t k = g * kGroup + 32; k < (g + 1) * kGroup; k += 32) {
+        dots = _mm512_add_epi32(dots, dot32(codes + k, x + 2 * k));
+      }
+      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots),
+                             _mm512_set1_ps(scales[g]), sum);
+    };
+    // Sums in registers of their own hide each other's latency.
+    __m512 sum0 = _mm512_setzero_ps(), sum1 = sum0;
+    size_t g = 0;
+    for (; g + 2 <= groups; g += 2) {
+      sum0 = add(g, sum0);
+      sum1 = add(g + 1, sum1);
+    }
+    if (g < groups) sum0 = add(g, sum0);
+    return _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1));
+  }
 
   // Words hold two entries each: 7 bits of an index choose the word, the
   // lowest the byte in it.
@@ -221,9 +282,12 @@ struct Avx512Bw : Avx512Floats {
   }
 };
 
-const KernelTable kTable = {
-    "avx512bw", Avx512Bw::kMaxStreams, body::product<Avx512Bw>,
-    body::decode_tile<Avx512Bw>, body::check_tile<Avx512Bw>};
+const KernelTable kTable = {"avx512bw",
+                            Avx512Bw::kMaxStreams,
+                            body::product<Avx512Bw>,
+                            body::quantize_row<Avx512Bw>,
+                            body::decode_tile<Avx512Bw>,
+                            body::check_tile<Avx512Bw>};
 
 }  // namespace
 }  // namespace mlx_entropy

@@ -4,14 +4,17 @@
 
 #include <arm_neon.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include "base/bits.h"
 #include "base/float_bits.h"
 #include "codec/rans/decode.h"
+#include "kernels/cpu/merge_orders.h"
 #include "kernels/kernels.h"
 
 #include "kernels/body/decode.h"
@@ -39,6 +42,29 @@ constexpr auto make_refills() {
 }
 
 alignas(64) constexpr auto kRefills = make_refills();
+
+// For unpacking fields of `depth` bits: the two bytes that field i starts in,
+// and how far it has to move down.
+struct UnpackRows {
+  alignas(16) uint8_t order[32];
+  alignas(16) int16_t shift[16];
+};
+
+constexpr auto make_unpack_rows() {
+  std::array<UnpackRows, 7> rows{};
+  for (int depth = 1; depth <= 7; ++depth) {
+    UnpackRows& row = rows[static_cast<size_t>(depth - 1)];
+    for (int i = 0; i < 16; ++i) {
+      const int bit = i * depth;
+      row.order[2 * i] = static_cast<uint8_t>(bit / 8);
+      row.order[2 * i + 1] = static_cast<uint8_t>(bit / 8 + 1);
+      row.shift[i] = static_cast<int16_t>(-(bit % 8));
+    }
+  }
+  return rows;
+}
+
+constexpr auto kUnpackRows = make_unpack_rows();
 
 // Bit i % 8 in byte i.
 uint8x16_t bit_of_byte() {
@@ -184,9 +210,89 @@ struct Neon {
   static Float add(Float a, Float b) { return vaddq_f32(a, b); }
   static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
   static float sum(Float a) { return vaddvq_f32(a); }
-  static Float from_bytes(const uint8_t* p) {
-    const uint8x8_t bytes = vcreate_u8(mlx_entropy::load<uint32_t>(p));
-    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+  static Float mul(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float load_first(const float* p, size_t n) {
+    float values[4] = {};
+    __builtin_memcpy(values, p, (n < 4 ? n : 4) * sizeof(float));
+    return vld1q_f32(values);
+  }
+
+  // 16-bit codes times 16-bit integers. A vector of a panel holds one code of
+  // each of four rows, then the next code of each.
+  using Int = int32x4_t;
+  static constexpr bool kSplitActivations = false;
+  static constexpr size_t kDepth = 2;
+  static constexpr size_t kPairColumns = 0;
+  static constexpr size_t kSingleColumns = 4;
+
+  static Int int_zero() { return vdupq_n_s32(0); }
+  static Float to_float(Int a) { return vcvtq_f32_s32(a); }
+  static Int shift_high(Int a) { return vshlq_n_s32(a, 8); }
+  static Int load_panel(const uint8_t* p) {
+    return vreinterpretq_s32_u8(vld1q_u8(p));
+  }
+  static Int broadcast(const uint8_t* x) {
+    return vdupq_n_s32(mlx_entropy::load<int32_t>(x));
+  }
+  static Int dot(Int acc, Int codes, Int x) {
+    const int16x8_t c = vreinterpretq_s16_s32(codes);
+    const int16x4_t pair = vget_low_s16(vreinterpretq_s16_s32(x));
+    acc = vmlal_lane_s16(acc, vget_low_s16(c), pair, 0);
+    return vmlal_high_lane_s16(acc, c, pair, 1);
+  }
+
+  static void pack(const uint8_t* codes, size_t cols, uint8_t* panel) {
+    for (size_t k = 0; k < cols; k += 16) {
+      for (size_t r = 0; r < 16; r += 4) {
+        const uint8_t* const from = codes + r * cols + k;
+        const uint8x16_t a = vld1q_u8(from), b = vld1q_u8(from + cols);
+        const uint8x16_t c = vld1q_u8(from + 2 * cols);
+        const uint8x16_t d = vld1q_u8(from + 3 * cols);
+        const uint8x16_t ac[2] = {vzip1q_u8(a, c), vzip2q_u8(a, c)};
+        const uint8x16_t bd[2] = {vzip1q_u8(b, d), vzip2q_u8(b, d)};
+        uint8_t* to = panel + k / 2 * 64 + r * 4;
+        const auto put_two = [&to](uint8x16_t abcd) {
+          vst1q_u8(to, vreinterpretq_u8_u16(vmovl_u8(vget_low_u8(abcd))));
+          vst1q_u8(to + 64, vreinterpretq_u8_u16(vmovl_high_u8(abcd)));
+          to += 128;
+        };
+        for (int half = 0; half < 2; ++half) {
+          put_two(vzip1q_u8(ac[half], bd[half]));
+          put_two(vzip2q_u8(ac[half], bd[half]));
+        }
+      }
+    }
+  }
+
+  // Adds 16 codes times 16 integers.
+  static int32x4_t dot16(int32x4_t acc, const uint8_t* codes,
+                         const uint8_t* x) {
+    const uint8x16_t c = vld1q_u8(codes);
+    const int16x8_t low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(c)));
+    const int16x8_t high = vreinterpretq_s16_u16(vmovl_high_u8(c));
+    const int16x8_t x0 = vreinterpretq_s16_u8(vld1q_u8(x));
+    const int16x8_t x1 = vreinterpretq_s16_u8(vld1q_u8(x + 16));
+    acc = vmlal_s16(acc, vget_low_s16(low), vget_low_s16(x0));
+    acc = vmlal_high_s16(acc, low, x0);
+    acc = vmlal_s16(acc, vget_low_s16(high), vget_low_s16(x1));
+    return vmlal_high_s16(acc, high, x1);
+  }
+
+  template <size_t kGroup>
+  static float dot_row(const uint8_t* codes, const uint8_t* x, size_t groups,
+                       const float* scales) {
+    Float sum = zero();
+    for (size_t g = 0; g < groups; ++g) {
+      int32x4_t dots[2] = {int_zero(), int_zero()};
+#pragma GCC unroll 8
+      for (size_t k = 0; k < kGroup; k += 16) {
+        const size_t at = g * kGroup + k;
+        dots[k / 16 % 2] = dot16(dots[k / 16 % 2], codes + at, x + 2 * at);
+      }
+      sum = vfmaq_n_f32(sum, vcvtq_f32_s32(vaddq_s32(dots[0], dots[1])),
+                        scales[g]);
+    }
+    return Neon::sum(sum);
   }
 
   // Bytes that are all ones where the 16 bits from `bit` on of the mask are
@@ -236,6 +342,77 @@ struct Neon {
     for (int i = 0; i < 4; ++i) vst1q_u8(bytes + 16 * i, found[i]);
   }
 
+  static size_t count_ones(const uint8_t* bitmap, size_t count) {
+    uint32x4_t sum = vdupq_n_u32(0);
+    size_t i = 0;
+    for (; i + 128 <= count; i += 128) {
+      sum = vpadalq_u16(sum, vpaddlq_u8(vcntq_u8(vld1q_u8(bitmap + i / 8))));
+    }
+    return vaddvq_u32(sum) + body::count_ones(bitmap + i / 8, count - i);
+  }
+
+  static void merge(const uint8_t* bitmap, size_t count, const uint8_t* left,
+                    const uint8_t* right, uint8_t* out) {
+    for (size_t i = 0; i < count; i += 64) {
+      const auto mask = mlx_entropy::load<uint64_t>(bitmap + i / 8);
+      // Byte k: how many values bytes 0 to k of the mask take from the right.
+      const uint64_t taken =
+          vget_lane_u64(vreinterpret_u64_u8(vcnt_u8(vcreate_u8(mask))), 0) *
+          0x0101010101010101;
+      size_t from_right = 0;
+#pragma GCC unroll 8
+      for (size_t k = 0; k < 8; ++k) {
+        const uint8x16_t both = vcombine_u8(vld1_u8(left + 8 * k - from_right),
+                                            vld1_u8(right + from_right));
+        const uint8x8_t order =
+            vld1_u8(kMergeOrders[mask >> 8 * k & 255].data());
+        vst1_u8(out + i + 8 * k, vqtbl1_u8(both, order));
+        from_right = taken >> 8 * k & 255;
+      }
+      right += from_right;
+      left += 64 - from_right;
+    }
+  }
+
+  // 16 indices of kDepth bits: each is in two bytes next to each other.
+  template <int kDepth>
+  static uint8x16_t indices(const uint8_t* packed) {
+    const uint8x16_t bytes = vld1q_u8(packed);
+    if constexpr (kDepth == 8) return bytes;
+    constexpr const UnpackRows& rows = kUnpackRows[kDepth - 1];
+    const auto eight = [&](int half) {
+      const uint16x8_t words = vreinterpretq_u16_u8(
+          vqtbl1q_u8(bytes, vld1q_u8(rows.order + 16 * half)));
+      return vreinterpretq_u8_u16(
+          vshlq_u16(words, vld1q_s16(rows.shift + 8 * half)));
+    };
+    return vandq_u8(vuzp1q_u8(eight(0), eight(1)),
+                    vdupq_n_u8((1 << kDepth) - 1));
+  }
+
+  template <int kDepth>
+  static void unpack(const uint8_t* packed, size_t count, const uint8_t* table,
+                     uint8_t* out) {
+    constexpr int kQuarters = kDepth <= 6 ? 1 : kDepth == 7 ? 2 : 4;
+    uint8x16x4_t entries[kQuarters];
+    for (int i = 0; i < kQuarters; ++i) {
+      entries[i] = vld1q_u8_x4(table + 64 * i);
+    }
+    for (size_t i = 0; i < count; i += 16, packed += 2 * kDepth) {
+      uint8x16_t index = indices<kDepth>(packed);
+      if constexpr (kDepth <= 4) {
+        vst1q_u8(out + i, vqtbl1q_u8(entries[0].val[0], index));
+      } else {
+        uint8x16_t found = vqtbl4q_u8(entries[0], index);
+        for (int quarter = 1; quarter < kQuarters; ++quarter) {
+          index = vsubq_u8(index, vdupq_n_u8(64));
+          found = vqtbx4q_u8(found, entries[quarter], index);
+        }
+        vst1q_u8(out + i, found);
+      }
+    }
+  }
+
   template <int V>
   static void decode16(uint8_t (*states)[256], const uint8_t** streams,
                        const AliasTable& table, size_t steps,
@@ -274,8 +451,12 @@ struct Neon {
   }
 };
 
-const KernelTable kTable = {"neon", Neon::kMaxStreams, body::product<Neon>,
-                            body::decode_tile<Neon>, body::check_tile<Neon>};
+const KernelTable kTable = {"neon",
+                            Neon::kMaxStreams,
+                            body::product<Neon>,
+                            body::quantize_row<Neon>,
+                            body::decode_tile<Neon>,
+                            body::check_tile<Neon>};
 
 }  // namespace
 

@@ -20,10 +20,10 @@ struct Section {
 };
 
 // Symbols distributed as the table says, so that every class occurs.
-Section random_section(std::mt19937* random, int state_bits, size_t classes,
+Section random_section(std::mt19937* random, Coder coder, size_t classes,
                        size_t steps) {
   Section section;
-  const uint32_t total = state_bits == 16 ? 256 : 4096;
+  const uint32_t total = coder == Coder::kRans16 ? 256 : 4096;
   section.frequencies = testing::random_frequencies(random, classes, total);
   std::discrete_distribution<int> draw(section.frequencies.begin(),
                                        section.frequencies.end());
@@ -40,12 +40,12 @@ struct Coded {
   size_t stream_bytes;
 };
 
-Coded encode(int state_bits, const std::vector<Section>& sections) {
+Coded encode(Coder coder, const std::vector<Section>& sections) {
   size_t symbols = 0;
   for (const Section& section : sections) symbols += section.symbols.size();
-  StreamEncoder encoder(state_bits, symbols);
+  StreamEncoder encoder(coder, symbols);
   for (size_t i = sections.size(); i-- > 0;) {
-    encoder.push_section(EncoderTable(sections[i].frequencies, state_bits),
+    encoder.push_section(EncoderTable(sections[i].frequencies, coder),
                          sections[i].symbols.data(),
                          sections[i].symbols.size() / kLanes);
   }
@@ -81,9 +81,9 @@ bool decodes(const Coded& coded, const std::vector<Section>& sections,
   return stream == coded.stream.data() + coded.stream_bytes;
 }
 
-bool round_trip(int state_bits, const std::vector<Section>& sections) {
-  const Coded coded = encode(state_bits, sections);
-  if (state_bits == 16) {
+bool round_trip(Coder coder, const std::vector<Section>& sections) {
+  const Coded coded = encode(coder, sections);
+  if (coder == Coder::kRans16) {
     return decodes<uint16_t>(
         coded, sections, [](const auto& f) { return AliasTable::build(f); },
         [](auto* x, const uint8_t* p, const AliasTable& t, uint8_t* out) {
@@ -99,11 +99,11 @@ bool round_trip(int state_bits, const std::vector<Section>& sections) {
       kRans32.initial_state);
 }
 
-class Rans : public ::testing::TestWithParam<int> {};
+class Rans : public ::testing::TestWithParam<Coder> {};
 
 TEST_P(Rans, RoundTrips) {
   std::mt19937 random(5);
-  const size_t most = GetParam() == 16 ? 16 : 256;
+  const size_t most = GetParam() == Coder::kRans16 ? 16 : 256;
   for (int round = 0; round < 200; ++round) {
     const size_t classes = 2 + random() % (most - 1);
     const Section section =
@@ -126,7 +126,7 @@ TEST_P(Rans, SectionsShareOneStream) {
 
 // The rarest class all the time: a unit of stream for nearly every symbol.
 TEST_P(Rans, WorstCase) {
-  const uint16_t total = GetParam() == 16 ? 256 : 4096;
+  const uint16_t total = GetParam() == Coder::kRans16 ? 256 : 4096;
   Section section;
   section.frequencies = {static_cast<uint16_t>(total - 1), 1};
   section.symbols.assign(100 * kLanes, 1);
@@ -143,7 +143,7 @@ TEST_P(Rans, NothingToCode) {
 
 TEST_P(Rans, SizeIsTheInformation) {
   std::mt19937 random(7);
-  const int precision = GetParam() == 16 ? 8 : 12;
+  const int precision = GetParam() == Coder::kRans16 ? 8 : 12;
   const Section section = random_section(&random, GetParam(), 12, 4000);
   std::vector<uint64_t> counts(section.frequencies.size(), 0);
   for (uint8_t symbol : section.symbols) ++counts[symbol];
@@ -154,10 +154,12 @@ TEST_P(Rans, SizeIsTheInformation) {
   const double states = 8.0 * static_cast<double>(coded.states.size());
   EXPECT_GT(stored, bits);
   // 16-bit states lose a little to the coarse renormalization.
-  EXPECT_LT(stored, bits * (GetParam() == 16 ? 1.004 : 1.0005) + states);
+  EXPECT_LT(stored,
+            bits * (GetParam() == Coder::kRans16 ? 1.004 : 1.0005) + states);
 }
 
-INSTANTIATE_TEST_SUITE_P(Coders, Rans, ::testing::Values(16, 32));
+INSTANTIATE_TEST_SUITE_P(Coders, Rans,
+                         ::testing::Values(Coder::kRans16, Coder::kRans32));
 
 TEST(RansLanes, OrderOfRefillsIsAPermutation) {
   std::vector<bool> seen(kLanes, false);

@@ -11,10 +11,11 @@ namespace mlx_entropy {
 namespace {
 
 PlanePlan plan(PlaneKind kind, int value_bits,
-               const std::vector<uint32_t>& values, int state_bits = 16) {
+               const std::vector<uint32_t>& values,
+               Coder coder = Coder::kRans16) {
   PlaneHistogram histogram(kind, value_bits);
   histogram.add(values.data(), values.size());
-  return plan_plane(kind, histogram, state_bits);
+  return plan_plane(kind, histogram, coder);
 }
 
 // What Container::parse asks of a plane (docs/format.md, section 5).
@@ -87,8 +88,8 @@ TEST(PlanePlan, EstimateIsCloseToTheEntropy) {
     const double p = static_cast<double>(count) / 200000;
     if (count > 0) entropy -= p * std::log2(p);
   }
-  for (int state_bits : {16, 32}) {
-    const PlanePlan best = plan(PlaneKind::kCodes, 8, values, state_bits);
+  for (Coder coder : {Coder::kRans16, Coder::kRans32}) {
+    const PlanePlan best = plan(PlaneKind::kCodes, 8, values, coder);
     expect_valid(best, 8);
     EXPECT_LT(best.bits / 200000, entropy + 0.05);
     EXPECT_GT(best.bits / 200000, entropy - 1e-9);

@@ -106,8 +106,8 @@ TEST(HostileSamples, CoverTheFormat) {
         Container::parse(sample.bytes.data(), sample.bytes.size());
     ASSERT_TRUE(container.ok()) << sample.name;
     const MatrixHeader& header = container.value().header();
-    wide |= header.state_bits == 32 && header.any_coded();
-    narrow |= header.state_bits == 16 && header.any_coded();
+    wide |= header.coder == Coder::kRans32 && header.any_coded();
+    narrow |= header.coder == Coder::kRans16 && header.any_coded();
     tiles |= header.tiles > 1;
     predicted |= header.planes.size() == 4;
     stored |= header.planes.size() == 3;
