@@ -3,7 +3,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_mlx_entropy lint
 
-mapfile -t cpp < <(git ls-files 'src/*.h' 'src/*.cpp' 'tests/*.h' 'tests/*.cpp')
+mapfile -t cpp < <(git ls-files 'src/*.h' 'src/*.cpp' 'tests/*.h' 'tests/*.cpp' \
+  'tools/*.cpp')
 if [ "${1:-}" = --fix ]; then
   clang-format -i "${cpp[@]}"
   ruff format .

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         entropy_decode,
         entropy_dequantize,
         entropy_encode,
+        transcode,
         validate,
     )
     from .conversion import convert
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "model_classes",
     "register",
+    "transcode",
     "unregister",
     "validate",
     "verify",

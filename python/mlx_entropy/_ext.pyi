@@ -1,6 +1,7 @@
 """Native core of mlx-entropy: codec, fused kernels and MLX primitives."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -127,6 +128,51 @@ def validate(coded: mx.array) -> CodedInfo:
 def describe(coded: mx.array) -> CodedInfo:
     """Header only: structure is checked, checksum and streams are not."""
 
+class CodecChoice:
+    """A form that a coded matrix could have, with its predicted cost.
+
+    `codec` is "rans", "tree" or "flat" (a tree of one leaf: plain bits);
+    `merges` counts the merges that a value passes in a tree.
+    """
+
+    @property
+    def codec(self) -> str: ...
+    @property
+    def pass_cost(self) -> float | None: ...
+    @property
+    def bits_per_weight(self) -> float: ...
+    @property
+    def merges(self) -> float: ...
+    @property
+    def nanoseconds_per_weight(self) -> float: ...
+
+def transcode(
+    coded: mx.array, codec: str = "auto", *, pass_cost: float | None = None
+) -> mx.array:
+    """The same matrix in another codec, bit for bit; evaluated at once.
+
+    ``codec`` is "rans" (smallest), "tree" (decodes faster, within a few
+    percent of the entropy; with ``pass_cost`` the tree that minimizes bits +
+    pass_cost * merges), "flat" (plain bits) or "auto" (what `rank_codecs` puts
+    first; ``coded`` itself if that is what it is already).
+
+    ValueError if ``coded`` is damaged or an argument unknown.
+    """
+
+def rank_codecs(coded: mx.array) -> list[CodecChoice]:
+    """Forms for ``coded`` on this machine, with this target and threads.
+
+    The best is first: the fastest by `machine_model`, and the smallest among
+    those as fast. Float matrices stay as they are.
+    """
+
+def machine_model() -> dict[str, Any]:
+    """What this machine was measured at: nanoseconds a weight on one thread.
+
+    Keys: target, threads, rans_nanoseconds, tree_nanoseconds (without merges),
+    merge_nanoseconds (each), bytes_per_nanosecond (of memory, all threads).
+    """
+
 def plane_entropies(coded: mx.array) -> dict[str, float]:
     """Zero-order entropy of each plane's values, in bits a value."""
 
@@ -181,6 +227,51 @@ def entropy_dequantize(
 ) -> mx.array:
     """The whole weight matrix ``[rows, cols]`` in ``dtype``; lazy."""
 
+class LlamaDecoder:
+    """The decoder layers of a llama-family model, ready to run."""
+
+    def __init__(
+        self,
+        coded: Sequence[mx.array],
+        biases: Sequence[mx.array | None],
+        norms: Sequence[mx.array],
+        inverse_frequencies: mx.array,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+        attention_scale: float,
+        rope_scale: float = 1.0,
+        rope_traditional: bool = False,
+    ) -> None:
+        """Evaluate and check the weights; ValueError says what does not fit.
+
+        ``coded`` and ``biases`` (vectors or None): q, k, v, o, gate, up and
+        down of each layer. ``norms``: vectors ``[hidden]``, two of each layer,
+        then the last. Pair i of each head turns by ``position * rope_scale *
+        inverse_frequencies[i]``.
+        """
+    def __call__(
+        self,
+        x: mx.array,
+        keys: Sequence[mx.array],
+        values: Sequence[mx.array],
+        offset: int,
+        capacity: int,
+        *,
+        stream: object = None,
+    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+        """All layers and the last norm on the next tokens; lazy.
+
+        ``x`` ``[1, n, hidden]`` float32, float16 or bfloat16, at positions
+        from ``offset`` on; ``keys`` and ``values`` of each layer ``[1,
+        kv_heads, at least offset, head_dim]``, or empty lists at the start.
+        Returns an array like ``x``, and keys and values ``[1, kv_heads,
+        capacity, head_dim]``. Positions from ``offset`` on of the caches
+        given are not kept.
+        """
+
 def targets() -> list[str]:
     """Targets this machine can run, best first; "scalar" is always last."""
 
@@ -210,3 +301,6 @@ def time_regions(regions: int, *, handover: bool) -> float:
 
     With ``handover`` until every thread has taken a task.
     """
+
+def read_bandwidth(nbytes: int, passes: int = 5) -> list[float]:
+    """Bytes a second at which the threads read memory, one figure a pass."""

@@ -36,6 +36,8 @@ class InspectedTensor:
     `scheme` is "affine", MLX's name of another mode, or "float" for a tensor
     that is not quantized. `dtype` is the type of the values, or of the scales.
     `kind` is "linear", "embedding", "switch" (experts) or "other".
+    `memory_codec` is the form that loading with codec "auto" gives a coded
+    matrix on this machine, and `memory_bits_per_weight` what it then takes.
     """
 
     name: str
@@ -51,6 +53,8 @@ class InspectedTensor:
     group_size: int
     bits: int
     reason: str | None
+    memory_codec: str | None = None
+    memory_bits_per_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ class _Names:
             coded = self._model.load(name)
             info = _ext.describe(coded)
             entropies = _ext.plane_entropies(coded)
+            best = _ext.rank_codecs(coded)[0]
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         plane = next(p for p in _WEIGHT_PLANES if p in entropies)
@@ -199,6 +204,8 @@ class _Names:
             group_size=info.group_size,
             bits=info.bits,
             reason=None,
+            memory_codec=best.codec,
+            memory_bits_per_weight=best.bits_per_weight,
         )
 
     def _raw_weight(self, path: str, packed: list[str]) -> InspectedTensor:

@@ -12,9 +12,11 @@ code.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,26 @@ Classes = tuple[type[nn.Module], type]
 
 _SUFFIX = f".{CODED}"
 _lock = threading.Lock()
+_fused = ContextVar("fused", default=True)
 _registered = False
 _loading = 0
 _wrapper: Callable[..., Any] | None = None
 _stock: Any = None
 
 
-def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
+# Codecs of coded matrices in memory; files have their own.
+CODECS = ("auto", "rans", "tree", "flat")
+_CODEC_VARIABLE = "MLX_ENTROPY_CODEC"
+_codec: ContextVar[str | None] = ContextVar("codec", default=None)
+
+
+def load(
+    path: str | Path,
+    *,
+    codec: str | None = None,
+    fused: bool = True,
+    **kwargs: Any,
+) -> tuple[Any, ...]:
     """`mlx_lm.load` that also understands converted models.
 
     Adapters (LoRA) work as with other models. Tensor parallelism, i.e.
@@ -48,6 +63,13 @@ def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
 
     Args:
         path (str): Directory or Hugging Face repository, converted or stock.
+        codec (str): What coded matrices become in memory, bit for bit the same
+            weights: "rans" (as small as the files), "tree" or "flat" (faster to
+            decode), or "auto", the fastest for each matrix on this machine.
+            None: the environment variable MLX_ENTROPY_CODEC, else "auto".
+        fused (bool): Whether a converted llama model runs its decoder layers
+            as one operation where it can. Like ``MLX_ENTROPY_FUSED=0`` in the
+            environment, False leaves every operation to mlx-lm.
         kwargs: Those of `mlx_lm.load`.
 
     Returns:
@@ -60,8 +82,30 @@ def load(path: str | Path, **kwargs: Any) -> tuple[Any, ...]:
     """
     import mlx_lm.utils
 
-    with _wrapped():
-        return mlx_lm.utils.load(str(path), **kwargs)
+    if codec is not None:
+        _check_codec(codec)
+    codec_token = _codec.set(codec)
+    fused_token = _fused.set(fused)
+    try:
+        with _wrapped():
+            return mlx_lm.utils.load(str(path), **kwargs)
+    finally:
+        _fused.reset(fused_token)
+        _codec.reset(codec_token)
+
+
+def memory_codec() -> str:
+    """The codec that matrices loaded now get; ValueError if it is unknown."""
+    codec = _codec.get() or os.environ.get(_CODEC_VARIABLE) or "auto"
+    _check_codec(codec)
+    return codec
+
+
+def _check_codec(codec: str) -> None:
+    if codec not in CODECS:
+        raise ValueError(
+            f"codec must be one of {', '.join(CODECS)}, got {codec!r}"
+        )
 
 
 def register() -> None:
@@ -120,7 +164,13 @@ def _coded_class(stock: type[nn.Module]) -> type[nn.Module]:
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             sanitize = getattr(super(), "sanitize", lambda weights: weights)
-            return _swap_in_coded(self, sanitize, weights)
+            weights = _swap_in_coded(self, sanitize, weights)
+            if _fused.get():
+                # Imports mlx-lm, which takes its time.
+                from .nn.fused_llama import fuse
+
+                fuse(self)
+            return weights
 
         if hasattr(stock, "shard"):
 
@@ -161,6 +211,11 @@ def _swap_in_coded(
         if weight in weights:
             raise ValueError(f"the model has both {weight} and {name}")
         weights[weight] = stand_in
+
+    # One matrix at a time, so that no more than one has two forms in memory.
+    codec = memory_codec()
+    for name in coded:
+        coded[name] = _ext.transcode(coded[name], codec)
 
     weights = sanitize(weights)
     lost = set(coded)

@@ -8,7 +8,7 @@ namespace mlx_entropy {
 struct CpuFeatures {
   bool avx2 = false;         // with FMA, F16C and BMI2, as on every AVX2 CPU
   bool avx512 = false;       // F, BW, DQ, VL
-  bool avx512_vbmi = false;  // VBMI and VBMI2
+  bool avx512_vbmi = false;  // VBMI, VBMI2 and VPOPCNTDQ
   bool avx512_vnni = false;
   bool neon = false;
 };

@@ -272,6 +272,7 @@ PlanePlan plan_tree_plane(PlaneKind kind, const PlaneHistogram& histogram,
         n * tree.bits -
         coded_bits(classes, plan.plane.frequencies, kRans32.precision_bits) +
         n * (plan.plane.raw_bits % 8) * kMaskPenaltyBits;
+    plan.merges = tree.merges;
     plan.plane.frequencies.clear();
     plan.plane.tree = tree.tree;
     plan.plane.tree_classes = static_cast<uint32_t>(classes.size());

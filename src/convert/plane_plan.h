@@ -46,7 +46,8 @@ class PlaneHistogram {
 
 struct PlanePlan {
   Plane plane;
-  double bits = 0;  // estimated coded size of the whole plane
+  double bits = 0;    // estimated coded size of the whole plane
+  double merges = 0;  // of a tree, for each value; see TreePlan
 };
 
 // The cheapest split for one of the two rANS coders, or for a side plane of a

@@ -10,6 +10,7 @@
 #include "kernels/activations.h"
 #include "kernels/prepared_matrix.h"
 #include "kernels/scratch.h"
+#include "kernels/transformer.h"
 
 namespace mlx_entropy {
 
@@ -56,6 +57,8 @@ struct KernelTable {
   // functions, safe on streams that nobody has checked.
   bool (*check_tile)(const PreparedMatrix& matrix, uint32_t tile,
                      Scratch& scratch);
+  // What a transformer does between its products.
+  const TransformerKernels* transformer;
 };
 
 const KernelTable& scalar_kernels();

@@ -32,6 +32,13 @@ struct ConstFloatArray {
 void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
               FloatArray y);
 
+// Products of several matrices of the same cols with the same x, in one
+// parallel region. x [batch, x_stride] in float32, zero beyond cols, x_stride a
+// multiple of 16; y[i] [batch, rows of matrix i].
+void multiply_shared(std::span<const PreparedMatrix* const> matrices,
+                     const float* x, size_t batch, size_t x_stride,
+                     std::span<float* const> y);
+
 // Products with blocks of rows of W, as a mixture of experts takes them: W is
 // header().rows / block_rows matrices on top of each other, which start on
 // tiles (rows_start_tiles), and row i of x is multiplied with matrix blocks[i].

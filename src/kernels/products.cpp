@@ -1,5 +1,6 @@
 // Products with coded matrices: who multiplies which tiles with what.
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -24,12 +25,14 @@ struct TileGroup {
 
 // Groups of tiles as equal as possible. `sharers` ranges like this one are
 // worked on together, so that all of them make enough groups for all threads.
-std::vector<TileGroup> split_tiles(uint32_t first, uint32_t tiles,
-                                   size_t sharers) {
+std::vector<TileGroup> split_tiles(const MatrixHeader& header, uint32_t first,
+                                   uint32_t tiles, size_t sharers) {
   const size_t threads = ceil_div(ThreadPool::instance().size(), sharers);
+  // Only states of rANS need the company of other tiles.
+  const uint32_t together =
+      header.coder == Coder::kTree ? 1 : active_target().max_streams;
   const size_t groups = std::min<size_t>(
-      tiles,
-      std::max<size_t>(ceil_div(tiles, active_target().max_streams), threads));
+      tiles, std::max<size_t>(ceil_div(tiles, together), threads));
   std::vector<TileGroup> split;
   for (size_t i = 0; i < groups; ++i) {
     const auto begin = static_cast<uint32_t>(i * tiles / groups);
@@ -51,6 +54,13 @@ void for_rows(size_t rows, size_t width, const Visit& visit) {
       visit(row);
     }
   });
+}
+
+void run(const ProductArgs& args, TileGroup group) {
+  const KernelTable& target = args.activations != nullptr
+                                  ? args.activations->target()
+                                  : active_target();
+  target.product(args, group.first, group.count, Scratch::local());
 }
 
 // Arguments of a product, with the copy of x that kernels read: integers for
@@ -93,11 +103,7 @@ class Product {
     args_.first_row = first_row;
   }
 
-  void run(TileGroup group) const {
-    const KernelTable& target =
-        activations_ ? activations_->target() : active_target();
-    target.product(args_, group.first, group.count, Scratch::local());
-  }
+  void run(TileGroup group) const { mlx_entropy::run(args_, group); }
 
  private:
   std::optional<Activations> activations_;
@@ -118,12 +124,52 @@ void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
   product.set_output(
       result.empty() ? static_cast<float*>(y.data) : result.data(),
       header.rows);
-  const std::vector<TileGroup> groups = split_tiles(0, header.tiles, 1);
+  const std::vector<TileGroup> groups = split_tiles(header, 0, header.tiles, 1);
   ThreadPool::instance().run(groups.size(),
                              [&](size_t group) { product.run(groups[group]); });
   if (result.empty()) return;
   for_rows(batch, header.rows, [&](size_t b) {
     copy_from_float(&result[b * header.rows], header.rows, y, b * header.rows);
+  });
+}
+
+void multiply_shared(std::span<const PreparedMatrix* const> matrices,
+                     const float* x, size_t batch, size_t x_stride,
+                     std::span<float* const> y) {
+  if (batch == 0) return;
+  // One copy of x as integers for each group size that occurs.
+  std::map<uint32_t, Activations> activations;
+  for (const PreparedMatrix* matrix : matrices) {
+    const MatrixHeader& header = matrix->header();
+    if (header.scheme == Scheme::kAffine) {
+      activations.try_emplace(header.group_size, batch, header.cols,
+                              header.group_size);
+    }
+  }
+  for (auto& [group_size, integers] : activations) {
+    for_rows(batch, integers.cols(),
+             [&](size_t b) { integers.set_row(b, x + b * x_stride); });
+  }
+  std::vector<ProductArgs> products(matrices.size());
+  std::vector<std::pair<const ProductArgs*, TileGroup>> tasks;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const MatrixHeader& header = matrices[i]->header();
+    products[i].matrix = matrices[i];
+    products[i].batch = batch;
+    products[i].x = x;
+    products[i].x_stride = x_stride;
+    if (header.scheme == Scheme::kAffine) {
+      products[i].activations = &activations.at(header.group_size);
+    }
+    products[i].y = y[i];
+    products[i].y_stride = header.rows;
+    for (const TileGroup& group :
+         split_tiles(header, 0, header.tiles, matrices.size())) {
+      tasks.emplace_back(&products[i], group);
+    }
+  }
+  ThreadPool::instance().run(tasks.size(), [&](size_t task) {
+    run(*tasks[task].first, tasks[task].second);
   });
 }
 
@@ -157,7 +203,7 @@ void multiply_blocks(const PreparedMatrix& matrix, uint32_t block_rows,
     const auto tiles =
         static_cast<uint32_t>(ceil_div(block_rows, header.tile_rows));
     for (const TileGroup& group :
-         split_tiles(first_tile, tiles, starts.size() - 1)) {
+         split_tiles(header, first_tile, tiles, starts.size() - 1)) {
       tasks.emplace_back(product.get(), group);
     }
     products.push_back(std::move(product));

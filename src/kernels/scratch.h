@@ -20,6 +20,7 @@ class Scratch {
     kPartialBlock,
     kPanel,
     kTall,
+    kAttention,
     kSlots
   };
 

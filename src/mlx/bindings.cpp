@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
@@ -10,12 +11,14 @@
 #include <chrono>
 #include <thread>
 
+#include "base/bandwidth.h"
 #include "base/cpu_features.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
 #include "mlx/arrays.h"
 #include "mlx/codec_api.h"
 #include "mlx/coded_ops.h"
+#include "mlx/llama_ops.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -85,6 +88,35 @@ void bind_codec(nb::module_& m) {
         "tile_rows"_a = 0, "block_rows"_a = 0, Released());
   m.def("decode_float", &decode_float, "coded"_a, nb::kw_only(),
         "row_start"_a = 0, "row_stop"_a = nb::none(), Released());
+  nb::class_<CodecChoice>(m, "CodecChoice")
+      .def_prop_ro("codec",
+                   [](const CodecChoice& choice) {
+                     return choice.codec == Codec::kRans        ? "rans"
+                            : choice.pass_cost == kFlatPassCost ? "flat"
+                                                                : "tree";
+                   })
+      .def_ro("pass_cost", &CodecChoice::pass_cost)
+      .def_ro("bits_per_weight", &CodecChoice::bits)
+      .def_ro("merges", &CodecChoice::merges)
+      .def_ro("nanoseconds_per_weight", &CodecChoice::time);
+  m.def("transcode", &transcode_array, "coded"_a, "codec"_a = "auto",
+        nb::kw_only(), "pass_cost"_a = nb::none(), Released());
+  m.def("rank_codecs", &rank_codecs_array, "coded"_a, Released());
+  m.def("machine_model", [] {
+    MachineModel machine;
+    {
+      nb::gil_scoped_release release;
+      machine = machine_model();
+    }
+    nb::dict out;
+    out["target"] = machine.target;
+    out["threads"] = machine.threads;
+    out["rans_nanoseconds"] = machine.rans;
+    out["tree_nanoseconds"] = machine.tree;
+    out["merge_nanoseconds"] = machine.tree_merge;
+    out["bytes_per_nanosecond"] = machine.bandwidth;
+    return out;
+  });
   m.def("validate", &validate_array, "coded"_a, Released());
   m.def("describe", &describe_array, "coded"_a, Released());
   m.def(
@@ -141,6 +173,29 @@ double time_regions(int regions, bool handover) {
          std::max(1, regions);
 }
 
+void bind_llama(nb::module_& m) {
+  nb::class_<FusedLlama>(m, "LlamaDecoder")
+      .def(
+          "__init__",
+          [](FusedLlama* self, std::vector<mx::array> coded,
+             std::vector<std::optional<mx::array>> biases,
+             std::vector<mx::array> norms, mx::array inverse_frequencies,
+             int heads, int kv_heads, int head_dim, float eps,
+             float attention_scale, float rope_scale, bool rope_traditional) {
+            nb::gil_scoped_release release;
+            new (self)
+                FusedLlama(std::move(coded), biases, norms, inverse_frequencies,
+                           {heads, kv_heads, head_dim, eps, attention_scale,
+                            rope_scale, rope_traditional});
+          },
+          "coded"_a, "biases"_a, "norms"_a, "inverse_frequencies"_a,
+          nb::kw_only(), "heads"_a, "kv_heads"_a, "head_dim"_a, "eps"_a,
+          "attention_scale"_a, "rope_scale"_a = 1.0f,
+          "rope_traditional"_a = false)
+      .def("__call__", &FusedLlama::step, "x"_a, "keys"_a, "values"_a,
+           "offset"_a, "capacity"_a, nb::kw_only(), "stream"_a = nb::none());
+}
+
 void bind_machine(nb::module_& m) {
   m.def("targets", [] {
     std::vector<std::string> names;
@@ -181,6 +236,17 @@ void bind_machine(nb::module_& m) {
         ThreadPool::instance().resize(static_cast<size_t>(count));
       },
       "count"_a);
+  m.def(
+      "read_bandwidth",
+      [](int64_t nbytes, int passes) {
+        if (nbytes < 1 || passes < 1) {
+          fail("read_bandwidth", "expected positive numbers");
+        }
+        nb::gil_scoped_release release;
+        return read_bandwidth(static_cast<size_t>(nbytes),
+                              static_cast<size_t>(passes));
+      },
+      "nbytes"_a, "passes"_a = 5);
 }
 
 }  // namespace
@@ -190,5 +256,6 @@ NB_MODULE(_ext, m) {
   mlx_entropy::bind_info(m);
   mlx_entropy::bind_codec(m);
   mlx_entropy::bind_ops(m);
+  mlx_entropy::bind_llama(m);
   mlx_entropy::bind_machine(m);
 }

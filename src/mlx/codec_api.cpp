@@ -6,6 +6,7 @@
 
 #include "codec/rans/model.h"
 #include "convert/encode_matrix.h"
+#include "convert/transcode.h"
 #include "kernels/matrix_ops.h"
 #include "mlx/allocator.h"
 #include "mlx/arrays.h"
@@ -100,7 +101,8 @@ CodedInfo info(const Container& container) {
   CodedInfo info{kSchemes[static_cast<int>(header.scheme)],
                  !header.any_coded()              ? "raw"
                  : header.coder == Coder::kRans16 ? "rans16"
-                                                  : "rans32",
+                 : header.coder == Coder::kRans32 ? "rans32"
+                                                  : "tree",
                  header.rows,
                  header.cols,
                  header.bits,
@@ -274,6 +276,35 @@ mx::array decode_float(mx::array coded, int64_t row_start,
       dtype(header.float_type));
   decode_dense(*matrix, rows, out.data<void>());
   return out;
+}
+
+mx::array transcode_array(mx::array coded, const std::string& codec,
+                          std::optional<double> pass_cost) {
+  constexpr const char* kOp = "transcode";
+  if (pass_cost && (codec != "tree" || !(*pass_cost >= 0))) {
+    fail(kOp, "pass_cost is for codec \"tree\", and not negative");
+  }
+  EncodeOptions options;
+  const auto matrix = open(kOp, coded);
+  if (codec == "auto") {
+    const CodecChoice best = rank_codecs(*matrix, machine_model()).front();
+    options.codec = best.codec;
+    options.pass_cost = best.pass_cost;
+  } else if (codec == "tree" || codec == "flat") {
+    options.codec = Codec::kTree;
+    options.pass_cost = codec == "flat" ? kFlatPassCost : pass_cost;
+  } else if (codec != "rans") {
+    fail(kOp, "codec must be rans, tree, flat or auto, got " + codec);
+  }
+  const bool is_tree = matrix->header().coder == Coder::kTree;
+  const bool same =
+      options.codec == Codec::kRans ? !is_tree : is_tree && codec == "auto";
+  if (same) return coded;
+  return to_array(kOp, transcode(*matrix, options));
+}
+
+std::vector<CodecChoice> rank_codecs_array(mx::array coded) {
+  return rank_codecs(*open("rank_codecs", coded), machine_model());
 }
 
 CodedInfo validate_array(mx::array coded) {

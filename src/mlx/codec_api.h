@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "convert/codec_choice.h"
 #include "mlx/array.h"
 
 namespace mlx_entropy {
@@ -57,6 +58,12 @@ std::vector<mx::array> decode_affine(mx::array coded, int64_t row_start,
 mx::array encode_float(mx::array weight, int tile_rows, int block_rows);
 mx::array decode_float(mx::array coded, int64_t row_start,
                        std::optional<int64_t> row_stop);
+
+// `coded` in another codec: "rans", "tree" (compact, or with a pass cost),
+// "flat" (a tree of one leaf) or "auto" (the first of rank_codecs).
+mx::array transcode_array(mx::array coded, const std::string& codec,
+                          std::optional<double> pass_cost);
+std::vector<CodecChoice> rank_codecs_array(mx::array coded);
 
 CodedInfo validate_array(mx::array coded);
 CodedInfo describe_array(mx::array coded);

@@ -7,7 +7,8 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src"
 
-# base <- format <- {codec, quant} <- {convert, kernels} <- mlx
+# base <- format <- {codec, quant} <- {convert, kernels}, kernels <- model,
+# and all of them <- mlx
 ALLOWED = {
     "base": set(),
     "format": {"base"},
@@ -15,7 +16,16 @@ ALLOWED = {
     "quant": {"base", "format"},
     "convert": {"base", "format", "codec", "quant"},
     "kernels": {"base", "format", "codec", "quant"},
-    "mlx": {"base", "format", "codec", "quant", "convert", "kernels"},
+    "model": {"base", "format", "codec", "quant", "kernels"},
+    "mlx": {
+        "base",
+        "format",
+        "codec",
+        "quant",
+        "convert",
+        "kernels",
+        "model",
+    },
 }
 
 

@@ -30,6 +30,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_codec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--codec",
+        choices=("auto", "rans", "tree", "flat"),
+        help="form of the weights in memory: rans is the smallest, tree and "
+        "flat are faster to decode, auto picks for each matrix by measurement "
+        "(default: MLX_ENTROPY_CODEC, else auto)",
+    )
+
+
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="show no progress"

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from . import bench_peers
 from .arguments import add_json, add_verb, positive_int
 
 _EXAMPLES = """\
@@ -15,6 +16,9 @@ _EXAMPLES = """\
   mlx-entropy bench encode --json
   mlx-entropy bench load ./model-ec --against ./model
   mlx-entropy bench generate ./model-ec --against ./model
+  mlx-entropy bench sweep --shapes 8b --plot roofline.png
+  mlx-entropy bench synthetic 1b --out ./1b --gguf 1b.gguf
+  mlx-entropy bench model ./1b-ec --gguf 1b.gguf
   mlx-entropy bench dispatch
 """
 
@@ -56,7 +60,7 @@ def configure(subparsers: Any) -> None:
     parser = add_verb(
         subparsers,
         "bench",
-        "measure speed and size against stock MLX",
+        "measure speed and size against peers",
         _DESCRIPTION,
         _EXAMPLES,
     )
@@ -68,6 +72,7 @@ def configure(subparsers: Any) -> None:
     _configure_load(kinds)
     _configure_generate(kinds)
     _configure_dispatch(kinds)
+    bench_peers.configure(kinds)
 
 
 def _configure_gemv(kinds: Any) -> None:
@@ -256,6 +261,13 @@ def _add_repetitions(
 def run(args: argparse.Namespace) -> int:
     from . import bench_tables
 
+    with_peers = {
+        "sweep": bench_peers.run_sweep,
+        "model": bench_peers.run_model,
+        "synthetic": bench_peers.run_synthetic,
+    }
+    if args.benchmark in with_peers:
+        return with_peers[args.benchmark](args)
     measure = {
         "gemv": _gemv,
         "encode": _encode,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import bench_peer_tables
 from .table import format_table
 
 _COMMON = ("ms", "Gweights/s", "spread", "samples", "threads")
@@ -18,6 +19,8 @@ def format_report(report: dict[str, Any]) -> str:
         "load": _load,
         "generate": _generate,
         "dispatch": _dispatch,
+        "sweep": bench_peer_tables.sweep,
+        "model": bench_peer_tables.model,
     }
     return f"{formats[report['benchmark']](report)}\n{_machine(report)}"
 

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_json, add_verb, positive_int, temperature
+from .arguments import add_codec, add_json, add_verb, positive_int, temperature
 
 _EXAMPLES = """\
   mlx-entropy generate ./model-ec --prompt "Once upon a time"
   mlx-entropy generate ./model-ec --prompt "Hi" --max-tokens 50 --temp 0.7
+  mlx-entropy generate ./model-ec --prompt "Hi" --codec rans  # least memory
 """
 
 _DESCRIPTION = """\
@@ -49,6 +50,7 @@ def configure(subparsers: Any) -> None:
         action="store_true",
         help="pass the prompt as it is, even to a chat model",
     )
+    add_codec(parser)
     add_json(parser)
 
 
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if not path.is_dir():
         # mlx-lm would look for it on the Hugging Face Hub.
         raise ValueError(f"no model directory at {path}")
-    model, tokenizer = load(path)
+    model, tokenizer = load(path, codec=args.codec)
     responses = stream_generate(
         model,
         tokenizer,

@@ -20,12 +20,13 @@ _EXAMPLES = """\
 
 _DESCRIPTION = """\
 Show what a converted model stores for each tensor: bytes, bits a weight with
-everything counted, the entropy of the codes, and why a tensor stayed raw.
+everything counted, the entropy of the codes, why a tensor stayed raw, and
+which codec (with its bits a weight) loading chooses for it on this machine.
 """
 
 _HEADER = (
     "tensor", "why raw", "shape", "stored as", "codec",
-    "MB", "bits/weight", "entropy",
+    "MB", "bits/weight", "entropy", "in memory",
 )  # fmt: skip
 
 
@@ -82,6 +83,7 @@ def _row(tensor: InspectedTensor) -> tuple[str, ...]:
         f"{tensor.coded_bytes / 1e6:.3f}",
         f"{tensor.bits_per_weight:.3f}",
         _entropy(tensor.entropy_bits),
+        _in_memory(tensor),
     )
 
 
@@ -95,7 +97,14 @@ def _totals_row(name: str, totals: Totals) -> tuple[str, ...]:
         f"{totals.coded_bytes / 1e6:.3f}",
         f"{totals.bits_per_weight:.3f}",
         _entropy(totals.entropy_bits),
+        "",
     )
+
+
+def _in_memory(tensor: InspectedTensor) -> str:
+    if tensor.memory_codec is None:
+        return "-"
+    return f"{tensor.memory_codec} {tensor.memory_bits_per_weight:.3f}"
 
 
 def _entropy(bits: float | None) -> str:

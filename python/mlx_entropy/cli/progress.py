@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..progress import Progress, ProgressCallback
@@ -74,5 +74,61 @@ def _bar(title: str) -> Iterator[ProgressCallback]:
             bar.update(
                 task, total=state.total_bytes, completed=state.done_bytes
             )
+
+        yield update
+
+
+@contextmanager
+def step_bar(
+    title: str, quiet: bool
+) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A callback for steps done, all steps, and what is next; None if quiet."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _step_bar(title) as callback:
+            yield callback
+    else:
+        yield _StepLines(title)
+
+
+class _StepLines:
+    """Prints the state every few seconds."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._next = time.monotonic()
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _SECONDS_BETWEEN_LINES
+        print(f"{self._title}: {done} of {total}, {note}", file=sys.stderr)
+
+
+@contextmanager
+def _step_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def update(done: int, total: int, note: str) -> None:
+            bar.update(task, total=total, completed=done, note=note)
 
         yield update

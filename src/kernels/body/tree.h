@@ -90,9 +90,11 @@ const uint8_t* decode_node(const TreeTables& tree, size_t index, size_t count,
   return bytes;
 }
 
-// Bytes that decode_node needs below a root of `count` values.
+// Bytes that decode_node needs below a root of `count` values. Both children
+// of a merge round up to cache lines: together they take up to one line more
+// than their values and slack.
 inline size_t tree_spare_bytes(const TreeTables& tree, size_t count) {
-  return tree.height() * (node_room(count) + node_room(0));
+  return tree.height() * (node_room(count) + node_room(1));
 }
 
 template <class Target>

@@ -423,7 +423,8 @@ const KernelTable kTable = {"avx2",
                             body::product<Avx2>,
                             body::quantize_row<Avx2>,
                             body::decode_tile<Avx2>,
-                            body::check_tile<Avx2>};
+                            body::check_tile<Avx2>,
+                            &kAvx2Transformer};
 
 }  // namespace
 }  // namespace mlx_entropy

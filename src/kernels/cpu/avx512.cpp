@@ -55,7 +55,7 @@ MLX_ENTROPY_BEGIN_TARGET(
 #include "kernels/body/decode.h"
 #include "kernels/body/product.h"
 #include "kernels/body/tile_reader.h"
-#include "kernels/cpu/avx512_floats.h"
+#include "kernels/cpu/avx512_vectors.h"
 
 namespace mlx_entropy {
 namespace {
@@ -174,7 +174,7 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
                          _mm512_cvtepu16_epi32(words));
 }
 
-struct Avx512 : Avx512Floats {
+struct Avx512 : Avx512Vectors {
   static constexpr int kMaxStreams = 8;
 
   static constexpr bool kSplitActivations = true;
@@ -367,7 +367,8 @@ const KernelTable kTable = {"avx512",
                             body::product<Avx512>,
                             body::quantize_row<Avx512>,
                             body::decode_tile<Avx512>,
-                            body::check_tile<Avx512>};
+                            body::check_tile<Avx512>,
+                            &kAvx512Transformer};
 
 }  // namespace
 }  // namespace mlx_entropy

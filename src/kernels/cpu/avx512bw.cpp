@@ -23,7 +23,7 @@ MLX_ENTROPY_BEGIN_TARGET(
 #include "kernels/body/product.h"
 #include "kernels/body/tile_reader.h"
 #include "kernels/cpu/avx2_tree.h"
-#include "kernels/cpu/avx512_floats.h"
+#include "kernels/cpu/avx512_vectors.h"
 
 namespace mlx_entropy {
 namespace {
@@ -147,7 +147,7 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
                          _mm512_maskz_expand_epi32(low, words));
 }
 
-struct Avx512Bw : Avx512Floats, Avx2Tree {
+struct Avx512Bw : Avx512Vectors, Avx2Tree {
   static constexpr int kMaxStreams = 8;
 
   // Without VNNI: 16-bit codes times 16-bit integers.
@@ -287,7 +287,8 @@ const KernelTable kTable = {"avx512bw",
                             body::product<Avx512Bw>,
                             body::quantize_row<Avx512Bw>,
                             body::decode_tile<Avx512Bw>,
-                            body::check_tile<Avx512Bw>};
+                            body::check_tile<Avx512Bw>,
+                            &kAvx512Transformer};
 
 }  // namespace
 }  // namespace mlx_entropy

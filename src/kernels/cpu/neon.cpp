@@ -456,7 +456,8 @@ const KernelTable kTable = {"neon",
                             body::product<Neon>,
                             body::quantize_row<Neon>,
                             body::decode_tile<Neon>,
-                            body::check_tile<Neon>};
+                            body::check_tile<Neon>,
+                            &kNeonTransformer};
 
 }  // namespace
 

@@ -165,7 +165,8 @@ const KernelTable& scalar_kernels() {
                                         body::product<Scalar>,
                                         body::quantize_row<Scalar>,
                                         body::decode_tile<Scalar>,
-                                        body::check_tile<Scalar>};
+                                        body::check_tile<Scalar>,
+                                        &kScalarTransformer};
   return table;
 }
 

@@ -95,7 +95,7 @@ TEST(Container, RejectsABadHeader) {
   expect_error(with(bytes, header::kMagicAt, uint32_t{0}), "magic");
   expect_error(with(bytes, header::kVersionAt, uint16_t{2}), "version 2");
   expect_error(with(bytes, header::kSchemeAt, uint8_t{3}), "scheme");
-  expect_error(with(bytes, header::kStateBitsAt, uint8_t{8}), "state width");
+  expect_error(with(bytes, header::kCoderAt, uint8_t{8}), "coder");
   expect_error(with(bytes, header::kTotalBytesAt, uint64_t{1}), "header says");
   expect_error(with(bytes, header::kRowsAt, uint32_t{0}), "empty");
   expect_error(with(bytes, header::kTilesAt, uint32_t{2}), "tile count");

@@ -8,7 +8,7 @@ namespace mlx_entropy {
 // be merged by the linker.
 namespace {
 
-struct Avx512Floats {
+struct Avx512Vectors {
   using Float = __m512;
   static constexpr size_t kWidth = 16;
   static constexpr size_t kPanelCols = 4;
