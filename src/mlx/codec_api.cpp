@@ -100,6 +100,7 @@ CodedInfo info(const Container& container) {
   constexpr const char* kSchemes[] = {"symbols", "affine", "float"};
   CodedInfo info{kSchemes[static_cast<int>(header.scheme)],
                  !header.any_coded()              ? "raw"
+                 : header.coder == Coder::kTree   ? "tree"
                  : header.coder == Coder::kRans16 ? "rans16"
                  : header.coder == Coder::kRans32 ? "rans32"
                                                   : "tree",

@@ -14,11 +14,12 @@ struct TreePlan {
   double merges = 0;  // values that pass a merge, for each value
 };
 
-// The tree that minimizes bits + pass_cost * merges for `counts` of classes
-// (at least one, at most 256). Classes without a count are left out.
+// A tree with few bits + pass_cost * merges for `counts` of classes (at least
+// one, at most 256). Classes without a count are left out.
 //
-// Dynamic programming over intervals of the classes sorted by count: an
-// optimal prefix code exists whose subtrees are such intervals.
+// The best of those whose subtrees are intervals of the classes sorted by
+// count, by dynamic programming. Where all leaves have one class no tree is
+// better; with leaves of several, others can be cheaper by a few percent.
 TreePlan plan_tree(std::span<const uint64_t> counts, double pass_cost);
 
 // The fastest tree that stays within a few percent of the entropy.
