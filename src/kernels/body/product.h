@@ -101,6 +101,12 @@ inline void biases_from_planes(FloatType type, const float* scales,
   }
 }
 
+// A Target with a member kConvertsHalves has its own version of the two
+// functions above for 16-bit types:
+//   half_groups(type, scale words, offset words, correction words, n, scales,
+//               biases)
+//       may write whole vectors.
+
 // Scales and biases of all groups of V tiles, [V][groups of a tile].
 template <class Target, int V>
 void read_groups(const PreparedMatrix& matrix, TileReader<Target, V>* reader,
@@ -130,6 +136,13 @@ void read_groups(const PreparedMatrix& matrix, TileReader<Target, V>* reader,
     const uint32_t* const w = words + static_cast<size_t>(v) * n_side * padded;
     float* const s = scales + static_cast<size_t>(v) * groups;
     float* const b = biases + static_cast<size_t>(v) * groups;
+    if constexpr (requires { Target::kConvertsHalves; }) {
+      if (n_side == 3 && header.float_type != FloatType::kFloat32) {
+        Target::half_groups(header.float_type, w, w + padded, w + 2 * padded,
+                            groups, s, b);
+        continue;
+      }
+    }
     floats_from_words(header.float_type, w, groups, s);
     if (n_side == 3) {
       biases_from_planes(header.float_type, s, w + padded, w + 2 * padded,

@@ -9,6 +9,9 @@
 //   join_bits(classes, raw, raw_bits, out)
 //                                out[i] = classes[i] << raw_bits | raw bits,
 //                                at most 7, from raw_bits masks; 64 bytes
+//   join_words(classes, raw, raw_bits, shift, base, out)
+//                                base + (as join_bits << shift), for up to 32
+//                                raw bits; only with a member kJoinsWords
 //   look_up(table, bytes)        bytes[i] = table[bytes[i]], 64 bytes
 #pragma once
 
@@ -107,8 +110,14 @@ void assemble_step(const Plane& plane, const uint8_t* raw,
       return;
     }
   }
-  alignas(64) Value values[kLanes];
   const int raw_bits = plane.raw_bits;
+  if constexpr (sizeof(Value) == 4 && requires { Target::kJoinsWords; }) {
+    const bool constant = !plane.coded() && raw_bits == 0;
+    Target::join_words(classes, raw, raw_bits, constant ? 0 : plane.shift,
+                       plane.base, out);
+    return;
+  }
+  alignas(64) Value values[kLanes];
   const auto base = static_cast<Value>(plane.base);
   // A plane whose values are raw throughout has class 0 only, and shifting by
   // its full width would be undefined.

@@ -1,6 +1,6 @@
 // What the targets with 512-bit registers share: arithmetic but for products
-// of integers, and bytes from masks. Needs F, BW, DQ and VL. Included by each
-// of them inside its target region, after all standard headers.
+// of integers, raw bits, and group scales. Needs F, BW, DQ and VL. Included by
+// each of them inside its target region, after all standard headers.
 #pragma once
 
 namespace mlx_entropy {
@@ -85,6 +85,93 @@ struct Avx512Vectors {
           _mm512_set1_epi8(static_cast<char>(1 << bit)));
     }
     _mm512_storeu_si512(out, value);
+  }
+
+  static constexpr bool kJoinsWords = true;
+  static void join_words(const uint8_t* classes, const uint8_t* raw,
+                         int raw_bits, int shift, uint32_t base,
+                         uint32_t* out) {
+    for (size_t i = 0; i < kLanes; i += 16) {
+      const auto bytes = [i](const uint8_t* p) {
+        return _mm512_cvtepu8_epi32(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
+      };
+      // Shifts by 32 give 0: such a plane has class 0 only.
+      __m512i value =
+          _mm512_sll_epi32(bytes(classes), _mm_cvtsi32_si128(raw_bits));
+      const uint8_t* p = raw;
+      int bit = 0;
+      for (; bit + 8 <= raw_bits; bit += 8, p += kLanes) {
+        value = _mm512_or_si512(
+            value, _mm512_sll_epi32(bytes(p), _mm_cvtsi32_si128(bit)));
+      }
+      for (; bit < raw_bits; ++bit, p += kLanes / 8) {
+        const auto mask = mlx_entropy::load<uint16_t>(p + i / 8);
+        value = _mm512_mask_add_epi32(
+            value, mask, value,
+            _mm512_set1_epi32(static_cast<int>(uint32_t{1} << bit)));
+      }
+      value = _mm512_sll_epi32(value, _mm_cvtsi32_si128(shift));
+      _mm512_storeu_si512(
+          out + i,
+          _mm512_add_epi32(value, _mm512_set1_epi32(static_cast<int>(base))));
+    }
+  }
+
+  static constexpr bool kConvertsHalves = true;
+  static void half_groups(FloatType type, const uint32_t* scale_words,
+                          const uint32_t* offset_words,
+                          const uint32_t* correction_words, size_t n,
+                          float* scales, float* biases) {
+    const bool is_float16 = type == FloatType::kFloat16;
+    const __m512i low15 = _mm512_set1_epi32(0x7fff);
+    const __m512i sign = _mm512_set1_epi32(0x8000);
+    const auto to_floats = [is_float16](__m512i bits) {
+      return is_float16 ? _mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits))
+                        : _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    };
+    for (size_t i = 0; i < n; i += 16) {
+      const __m512i w = _mm512_loadu_si512(scale_words + i);
+      const __m512 scale = to_floats(
+          _mm512_or_si512(_mm512_srli_epi32(w, 1),
+                          _mm512_and_si512(_mm512_slli_epi32(w, 15), sign)));
+      _mm512_storeu_ps(scales + i, scale);
+      const __m512i offset = _mm512_sub_epi32(
+          _mm512_loadu_si512(offset_words + i), _mm512_set1_epi32(kOffsetBias));
+      const __m512 product = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(offset));
+      __m512i bits;
+      if (is_float16) {
+        bits = _mm512_cvtepu16_epi32(
+            _mm512_cvtps_ph(product, _MM_FROUND_TO_NEAREST_INT));
+      } else {
+        const __m512i p = _mm512_castps_si512(product);
+        const __m512i odd =
+            _mm512_and_si512(_mm512_srli_epi32(p, 16), _mm512_set1_epi32(1));
+        bits = _mm512_srli_epi32(
+            _mm512_add_epi32(_mm512_add_epi32(p, low15), odd), 16);
+        // A NaN stays one, whatever rounding did to it.
+        bits = _mm512_mask_mov_epi32(
+            bits, _mm512_cmp_ps_mask(product, product, _CMP_UNORD_Q),
+            _mm512_set1_epi32(0x7fc0));
+      }
+      bits =
+          _mm512_maskz_mov_epi32(_mm512_test_epi32_mask(offset, offset), bits);
+      // Sign and magnitude to an integer of the same order, and back.
+      const __m512i magnitude = _mm512_and_si512(bits, low15);
+      const __m512i ordered =
+          _mm512_mask_xor_epi32(magnitude, _mm512_test_epi32_mask(bits, sign),
+                                magnitude, _mm512_set1_epi32(-1));
+      const __m512i moved = _mm512_add_epi32(
+          ordered, _mm512_sub_epi32(
+                       _mm512_loadu_si512(correction_words + i),
+                       _mm512_set1_epi32(static_cast<int>(kCorrectionBias))));
+      const __mmask16 negative = _mm512_movepi32_mask(moved);
+      const __m512i result = _mm512_and_si512(
+          _mm512_mask_xor_epi32(moved, negative, moved, _mm512_set1_epi32(-1)),
+          low15);
+      _mm512_storeu_ps(biases + i, to_floats(_mm512_mask_or_epi32(
+                                       result, negative, result, sign)));
+    }
   }
 };
 
