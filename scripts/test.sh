@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up and runs all tests: the C++ ones under the address and
-# undefined-behaviour sanitizers, then the Python ones. Arguments go to pytest.
+# undefined-behaviour sanitizers and emulated on 64-bit ARM, then the Python
+# ones. Arguments go to pytest.
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 has_gtest() {
@@ -29,6 +30,9 @@ else
   echo "WARNING: C++ tests skipped: install GoogleTest" \
     "(Debian: libgtest-dev) to run them" >&2
 fi
+
+# 77: the tools for it are missing, as it says itself.
+./scripts/test_neon.sh || [ $? = 77 ]
 
 echo "== Python tests" >&2
 exec python -m pytest "$@"

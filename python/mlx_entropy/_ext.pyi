@@ -287,8 +287,22 @@ def cpu_features() -> dict[str, bool]:
     """Instruction sets that both the CPU and the operating system enable."""
 
 def num_threads() -> int: ...
+def threads_source() -> str:
+    """Who decided on `num_threads`: a function, a variable, or the machine."""
+
 def set_num_threads(count: int) -> None:
-    """Threads of the pool, the calling one included; 0 means all cores."""
+    """Threads of the pool, the calling one included.
+
+    0 means ``MLX_ENTROPY_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the
+    CPUs that this process may use, a container's quota included. The variables
+    are read once.
+    """
+
+def time_regions(regions: int, *, handover: bool) -> float:
+    """Seconds that handing an empty region to the threads takes.
+
+    With ``handover`` until every thread has taken a task.
+    """
 
 def read_bandwidth(nbytes: int, passes: int = 5) -> list[float]:
     """Bytes a second at which the threads read memory, one figure a pass."""

@@ -1,9 +1,9 @@
 #include "base/thread_pool.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -19,9 +19,12 @@
 namespace mlx_entropy {
 namespace {
 
-// About 20 us at 3 GHz: longer than the gap between two layers of a decode
-// step, short enough to cost nothing when the process goes idle.
-constexpr int kSpins = 2000;
+// Workers that wait for the next region spin this long before they sleep:
+// longer than the gap between two layers of a decode step, since waking up
+// takes as long as a small product; short enough to cost nothing when the
+// process goes idle.
+constexpr auto kSpinTime = std::chrono::microseconds(100);
+constexpr int kPausesPerLook = 32;
 
 void pause() {
 #if defined(__x86_64__)
@@ -31,16 +34,29 @@ void pause() {
 #endif
 }
 
-size_t available_cpus() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) {
-    return static_cast<size_t>(CPU_COUNT(&set));
-  }
-#endif
-  const unsigned count = std::thread::hardware_concurrency();
-  return count == 0 ? 1 : count;
+// Spins until `done` or for kSpinTime; true when done.
+template <class Done>
+bool spin_until(const Done& done) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point end = Clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      if (done()) return true;
+      pause();
+    }
+  } while (Clock::now() < end);
+  return false;
 }
+
+// The gate of a region: its number, whether it is open, and how many workers
+// are inside. One word, so that a worker enters only a region that is still
+// open, and the caller waits only for those that did: one that sleeps, or that
+// the operating system runs late, holds nobody up.
+constexpr uint64_t kInside = (uint64_t{1} << 31) - 1;
+constexpr uint64_t kOpen = uint64_t{1} << 31;
+constexpr uint64_t kRegion = uint64_t{1} << 32;
+
+uint64_t number_of(uint64_t gate) { return gate / kRegion; }
 
 }  // namespace
 
@@ -48,19 +64,15 @@ struct ThreadPool::State {
   // One region at a time; a second caller does not wait, it runs inline.
   std::mutex region;
 
-  // Written before `gate` opens, read by the workers inside.
+  // Written while nobody is inside and the gate is closed.
   TaskFunction function = nullptr;
   const void* context = nullptr;
   size_t tasks = 0;
   std::atomic<size_t> next{0};
-  // Workers inside the region, and whether more may enter. The caller closes
-  // it when no task is left, so that it never waits for a worker that still
-  // sleeps or that the system runs somebody else on.
-  static constexpr size_t kOpen = ~(~size_t{0} >> 1);
-  std::atomic<size_t> gate{0};
 
-  std::atomic<uint64_t> generation{0};
+  std::atomic<uint64_t> gate{0};
   std::atomic<bool> stop{false};
+  std::atomic<size_t> sleeping{0};
   std::mutex mutex;
   std::condition_variable wake;
   std::vector<std::thread> workers;
@@ -83,72 +95,67 @@ struct ThreadPool::State {
     }
   }
 
-  void work() {
-    uint64_t seen = 0;
+  void work(uint64_t seen) {
+    const auto changed = [&] { return number_of(gate.load()) != seen; };
     for (;;) {
-      uint64_t now = generation.load(std::memory_order_acquire);
-      for (int spin = 0; now == seen && spin < kSpins; ++spin) {
-        pause();
-        now = generation.load(std::memory_order_acquire);
-      }
-      if (now == seen) {
+      if (!spin_until(changed)) {
         std::unique_lock lock(mutex);
-        wake.wait(lock, [&] { return generation.load() != seen; });
-        now = generation.load();
+        // Before the gate is looked at again: announce() opens it first and
+        // counts the sleepers then, so that one of the two sees the other.
+        ++sleeping;
+        wake.wait(lock, changed);
+        --sleeping;
       }
-      seen = now;
       if (stop.load()) return;
-      if (enter()) {
-        take_tasks();
-        gate.fetch_sub(1, std::memory_order_release);
+      uint64_t now = gate.load(std::memory_order_acquire);
+      while ((now & kOpen) != 0 && !gate.compare_exchange_weak(now, now + 1)) {
       }
+      seen = number_of(now);
+      if ((now & kOpen) == 0) continue;
+      take_tasks();
+      gate.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  bool enter() {
-    size_t inside = gate.load(std::memory_order_relaxed);
-    while ((inside & kOpen) != 0) {
-      if (gate.compare_exchange_weak(inside, inside + 1,
-                                     std::memory_order_acquire,
-                                     std::memory_order_relaxed)) {
-        return true;
-      }
-    }
-    return false;
-  }
-
-  void close() {
-    gate.fetch_and(~kOpen, std::memory_order_relaxed);
-    for (int spin = 0; gate.load(std::memory_order_acquire) != 0; ++spin) {
-      // Workers may be waiting for this very CPU.
-      spin < kSpins ? pause() : std::this_thread::yield();
-    }
-  }
-
-  void publish() {
-    {
-      std::lock_guard lock(mutex);
-      generation.fetch_add(1, std::memory_order_release);
-    }
-    wake.notify_all();
+  // Moves the gate to the next region and wakes up to `wanted` sleepers.
+  void announce(uint64_t open, size_t wanted) {
+    // A plain store is enough: the gate is closed and nobody is inside, so
+    // that no worker changes it.
+    gate.store((number_of(gate.load()) + 1) * kRegion | open);
+    size_t asleep = sleeping.load();
+    if (asleep == 0) return;
+    // A worker that has counted itself holds the mutex until it waits.
+    { std::lock_guard lock(mutex); }
+    if (asleep <= wanted) return wake.notify_all();
+    for (; wanted > 0; --wanted) wake.notify_one();
   }
 
   void start_workers(size_t count) {
     if (started == count) return;
     started = count;
     stop = true;
-    publish();
+    announce(0, workers.size());
     for (std::thread& worker : workers) worker.join();
     workers.clear();
     stop = false;
-    generation = 0;
+    const uint64_t seen = number_of(gate.load());
     try {
       for (size_t i = 0; i < count; ++i) {
-        workers.emplace_back([this] { work(); });
+        workers.emplace_back([this, seen] { work(seen); });
       }
     } catch (const std::system_error&) {
       // A limit on threads: go on with those there are.
     }
+  }
+
+  void close() {
+    gate.fetch_and(~kOpen);
+    // Workers hold pointers to the caller's frame until they are out.
+    const auto empty = [&] {
+      return (gate.load(std::memory_order_acquire) & kInside) == 0;
+    };
+    // Somebody else's work may keep them from running: make room for it.
+    while (!spin_until(empty)) std::this_thread::yield();
   }
 };
 
@@ -171,9 +178,10 @@ ThreadPool& ThreadPool::instance() {
   return *pool;
 }
 
-size_t ThreadPool::size() const {
+ThreadCount ThreadPool::count() const {
   const size_t requested = state_->requested;
-  return requested == 0 ? available_cpus() : requested;
+  if (requested == 0) return default_thread_count();
+  return {requested, "set_num_threads"};
 }
 
 void ThreadPool::resize(size_t threads) { state_->requested = threads; }
@@ -197,10 +205,8 @@ void ThreadPool::run_erased(size_t tasks, TaskFunction function,
   state.context = context;
   state.tasks = tasks;
   state.next.store(0, std::memory_order_relaxed);
-  state.gate.store(State::kOpen, std::memory_order_release);
-  state.publish();
+  state.announce(kOpen, tasks - 1);
   state.take_tasks();
-  // Workers hold pointers to the caller's frame until they are out.
   state.close();
   in_region = false;
   if (state.failure) std::rethrow_exception(std::exchange(state.failure, {}));

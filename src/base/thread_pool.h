@@ -3,21 +3,24 @@
 #include <cstddef>
 #include <memory>
 
+#include "base/thread_count.h"
+
 namespace mlx_entropy {
 
 // Persistent worker threads, shared by the whole process.
 //
 // A region is split into tasks that the calling thread and the workers take
-// from one counter. Workers spin for a few microseconds after a region, since
-// decoding issues hundreds of short ones in a row, then sleep.
+// from one counter. Workers spin for a moment after a region, since decoding
+// issues hundreds of short ones in a row, then sleep. The caller never waits
+// for a worker that has taken no task.
 class ThreadPool {
  public:
   static ThreadPool& instance();
 
-  // Threads that run a region, the calling one included.
-  size_t size() const;
-  // 0 means one thread for each CPU that this process may run on. Takes
-  // effect on the next region.
+  // Threads that run a region, the calling one included, and who said so.
+  ThreadCount count() const;
+  size_t size() const { return count().count; }
+  // 0 means default_thread_count(). Takes effect on the next region.
   void resize(size_t threads);
 
   // Calls body(task) once for each task in [0, tasks); returns when all are

@@ -14,7 +14,10 @@ std::vector<const KernelTable*> detect() {
   if (cpu_features().avx512_vbmi && cpu_features().avx512_vnni) {
     targets.push_back(&avx512_kernels());
   }
+  if (cpu_features().avx512) targets.push_back(&avx512bw_kernels());
   if (cpu_features().avx2) targets.push_back(&avx2_kernels());
+#elif defined(__aarch64__)
+  if (cpu_features().neon) targets.push_back(&neon_kernels());
 #endif
   targets.push_back(&scalar_kernels());
   return targets;

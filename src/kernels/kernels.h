@@ -65,6 +65,9 @@ const KernelTable& scalar_kernels();
 #if defined(__x86_64__)
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const KernelTable& avx512bw_kernels();
+#elif defined(__aarch64__)
+const KernelTable& neon_kernels();
 #endif
 
 // Targets that this machine can run, best first; never empty.

@@ -62,6 +62,8 @@ extern const TransformerKernels kScalarTransformer;
 #if defined(__x86_64__)
 extern const TransformerKernels kAvx2Transformer;
 extern const TransformerKernels kAvx512Transformer;
+#elif defined(__aarch64__)
+extern const TransformerKernels kNeonTransformer;
 #endif
 
 }  // namespace mlx_entropy

@@ -6,6 +6,11 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "base/bandwidth.h"
 #include "base/cpu_features.h"
 #include "base/thread_pool.h"
@@ -141,6 +146,33 @@ void bind_ops(nb::module_& m) {
         "cols"_a, "dtype"_a, nb::kw_only(), "stream"_a = nb::none());
 }
 
+// Seconds a region of the thread pool takes whose tasks do nothing or, with
+// `handover`, wait until every thread has one.
+double time_regions(int regions, bool handover) {
+  using Clock = std::chrono::steady_clock;
+  ThreadPool& pool = ThreadPool::instance();
+  const size_t threads = pool.size();
+  // Threads may be fewer than asked for.
+  constexpr auto kPatience = std::chrono::milliseconds(20);
+  constexpr int kLooks = 1000;
+  std::atomic<size_t> arrived{0};
+  const Clock::time_point start = Clock::now();
+  for (int region = 0; region < regions; ++region) {
+    arrived = 0;
+    pool.run(threads, [&](size_t) {
+      if (!handover) return;
+      ++arrived;
+      const Clock::time_point end = Clock::now() + kPatience;
+      // Where there are more threads than CPUs, one has to make room.
+      for (int look = 1; arrived < threads && Clock::now() < end; ++look) {
+        if (look % kLooks == 0) std::this_thread::yield();
+      }
+    });
+  }
+  return std::chrono::duration<double>(Clock::now() - start).count() /
+         std::max(1, regions);
+}
+
 void bind_llama(nb::module_& m) {
   nb::class_<FusedLlama>(m, "LlamaDecoder")
       .def(
@@ -192,6 +224,10 @@ void bind_machine(nb::module_& m) {
     return out;
   });
   m.def("num_threads", [] { return ThreadPool::instance().size(); });
+  m.def("threads_source",
+        [] { return std::string(ThreadPool::instance().count().source); });
+  m.def("time_regions", &time_regions, "regions"_a, nb::kw_only(), "handover"_a,
+        Released());
   m.def(
       "set_num_threads",
       [](int count) {

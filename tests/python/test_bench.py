@@ -11,6 +11,7 @@ import pytest
 
 from helpers import tiny
 from mlx_entropy import _ext, convert, load
+from mlx_entropy.bench.dispatch import bench_dispatch
 from mlx_entropy.bench.encode import bench_encode
 from mlx_entropy.bench.gemv import GemvCase, bench_gemv, bench_gemv_sweep
 from mlx_entropy.bench.generate import (
@@ -201,6 +202,21 @@ def test_encode() -> None:
                 assert row["ratio"] == peer["seconds"] / row["seconds"]
                 assert row["entropy_bits"] <= row["bits_per_weight"]
                 assert row["bits_per_weight"] < row["source_bits_per_weight"]
+
+
+# Threads
+
+
+def test_dispatch() -> None:
+    before = _ext.num_threads()
+    report = bench_dispatch(3, repeat=2)
+    assert _ext.num_threads() == before
+    assert json.loads(json.dumps(report)) == report
+    assert report["machine"]["threads"] == 3
+    assert [row["threads"] for row in report["results"]] == [1, 2, 3]
+    for row in report["results"]:
+        for key in ("empty_seconds", "handover_seconds", "asleep_seconds"):
+            assert 0 < row[key] < 1
 
 
 # Loading

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,40 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(capsys.readouterr().out)
     assert content["target"] in content["targets"]
     assert content["versions"]["mlx"]
+
+
+@pytest.mark.parametrize(
+    ("own", "openmp", "count", "source"),
+    [
+        ("3", "5", 3, "MLX_ENTROPY_NUM_THREADS"),
+        (None, "5,2", 5, "OMP_NUM_THREADS"),
+        ("none", None, None, None),
+    ],
+)
+def test_doctor_says_who_decided_on_threads(
+    own: str | None, openmp: str | None, count: int | None, source: str | None
+) -> None:
+    environment = {
+        name: value
+        for name, value in (*os.environ.items(), ("OMP_NUM_THREADS", openmp))
+        if value is not None
+    }
+    environment.pop("MLX_ENTROPY_NUM_THREADS", None)
+    if own is not None:
+        environment["MLX_ENTROPY_NUM_THREADS"] = own
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_entropy", "doctor", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    report = json.loads(done.stdout)
+    if count is None:
+        assert done.returncode == 1
+        assert "MLX_ENTROPY_NUM_THREADS=none" in report["problems"][0]
+    else:
+        assert done.returncode == 0
+        assert (report["threads"], report["threads_source"]) == (count, source)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ _EXAMPLES = """\
   mlx-entropy bench sweep --shapes 8b --plot roofline.png
   mlx-entropy bench synthetic 1b --out ./1b --gguf 1b.gguf
   mlx-entropy bench model ./1b-ec --gguf 1b.gguf
+  mlx-entropy bench dispatch
 """
 
 _DESCRIPTION = """\
@@ -47,6 +48,11 @@ Generate greedily with a coded model and with its stock form in turns: tokens
 a second, and whether the two say the same.
 """
 
+_DISPATCH = """\
+Hand work to the threads: microseconds until an empty region is done, until
+every thread has taken a task, and the first when the threads had gone to sleep.
+"""
+
 _PROMPT = "Write a short story about a lighthouse keeper."
 
 
@@ -65,6 +71,7 @@ def configure(subparsers: Any) -> None:
     _configure_encode(kinds)
     _configure_load(kinds)
     _configure_generate(kinds)
+    _configure_dispatch(kinds)
     bench_peers.configure(kinds)
 
 
@@ -161,6 +168,19 @@ def _configure_generate(kinds: Any) -> None:
     add_json(parser)
 
 
+def _configure_dispatch(kinds: Any) -> None:
+    parser = add_verb(
+        kinds,
+        "dispatch",
+        "microseconds to hand work to the threads",
+        _DISPATCH,
+        "  mlx-entropy bench dispatch --threads 4\n",
+    )
+    _add_threads(parser)
+    _add_repetitions(parser, 50, None)
+    add_json(parser)
+
+
 def at_least_two(text: str) -> int:
     """Tokens to generate: one alone cannot be timed."""
     value = positive_int(text)
@@ -201,13 +221,17 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_kernel_options(parser: argparse.ArgumentParser) -> None:
+def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=positive_int,
         metavar="N",
-        help="threads of our kernels (default: all cores)",
+        help="threads of our kernels (default: see doctor)",
     )
+
+
+def _add_kernel_options(parser: argparse.ArgumentParser) -> None:
+    _add_threads(parser)
     parser.add_argument(
         "--target", help="target of our kernels, e.g. avx2 (see doctor)"
     )
@@ -249,6 +273,7 @@ def run(args: argparse.Namespace) -> int:
         "encode": _encode,
         "load": _load,
         "generate": _generate,
+        "dispatch": _dispatch,
     }
     report = measure[args.benchmark](args)
     if args.json:
@@ -308,6 +333,12 @@ def _generate(args: argparse.Namespace) -> dict[str, Any]:
         repeat=args.repeat,
         notify=_notify(args),
     )
+
+
+def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
+    from ..bench.dispatch import bench_dispatch
+
+    return bench_dispatch(args.threads, repeat=args.repeat)
 
 
 def _kernel_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def format_report(report: dict[str, Any]) -> str:
         "encode": _encode,
         "load": _load,
         "generate": _generate,
+        "dispatch": _dispatch,
         "sweep": bench_peer_tables.sweep,
         "model": bench_peer_tables.model,
     }
@@ -197,6 +198,16 @@ def _generate(report: dict[str, Any]) -> str:
             *agreement_lines(report["agreement"]),
         )
     )
+
+
+def _dispatch(report: dict[str, Any]) -> str:
+    keys = ("empty_seconds", "handover_seconds", "asleep_seconds")
+    rows = [
+        (str(row["threads"]), *(f"{1e6 * row[key]:.2f}" for key in keys))
+        for row in report["results"]
+    ]
+    header = ("threads", "empty, us", "all take part, us", "after sleep, us")
+    return "\n".join((format_table(header, rows), ""))
 
 
 def agreement_lines(agreement: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from .arguments import add_json, add_verb
 _EXAMPLES = """\
   mlx-entropy doctor
   MLX_ENTROPY_TARGET=scalar mlx-entropy doctor --json
+  MLX_ENTROPY_NUM_THREADS=1 mlx-entropy doctor
 """
 
 _DESCRIPTION = """\
@@ -57,6 +58,7 @@ def examine() -> dict[str, Any]:
         "targets": [],
         "cpu_features": {},
         "threads": None,
+        "threads_source": None,
         "problems": problems,
     }
     try:
@@ -69,8 +71,10 @@ def examine() -> dict[str, Any]:
         report["cpu_features"] = _ext.cpu_features()
         report["targets"] = _ext.targets()
         report["threads"] = _ext.num_threads()
+        report["threads_source"] = _ext.threads_source()
         report["target"] = _ext.target()
         _check_target(report, problems)
+        _check_threads(report, problems)
         _check_kernels(_ext, problems)
     except Exception as error:
         problems.append(f"the native module does not work: {error}")
@@ -97,6 +101,17 @@ def _check_target(report: dict[str, Any], problems: list[str]) -> None:
         problems.append(
             f"MLX_ENTROPY_TARGET={forced}, but {report['target']} is in use; "
             f"this machine can run {', '.join(report['targets'])}"
+        )
+
+
+def _check_threads(report: dict[str, Any], problems: list[str]) -> None:
+    variable = "MLX_ENTROPY_NUM_THREADS"
+    forced = os.environ.get(variable)
+    # set_num_threads() is stronger.
+    if forced and report["threads_source"] not in (variable, "set_num_threads"):
+        problems.append(
+            f"{variable}={forced} is not a number from 1 to 4096; "
+            f"{report['threads']} threads are in use"
         )
 
 
@@ -128,7 +143,9 @@ def _print(report: dict[str, Any]) -> None:
         "target": report["target"] or "none",
         "available": " ".join(report["targets"]) or "none",
         "cpu features": " ".join(features) or "none",
-        "threads": report["threads"] or "unknown",
+        "threads": "unknown"
+        if report["threads"] is None
+        else f"{report['threads']} (from {report['threads_source']})",
     }
     for name, value in lines.items():
         print(f"{name:<14}{value}")

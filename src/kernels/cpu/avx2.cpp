@@ -13,6 +13,7 @@
 #include "base/bits.h"
 #include "base/float_bits.h"
 #include "base/target_region.h"
+#include "kernels/cpu/merge_orders.h"
 #include "kernels/kernels.h"
 
 namespace mlx_entropy {
@@ -45,20 +46,6 @@ constexpr auto make_word_expansions() {
   return rows;
 }
 
-// Row m takes element i from the next of the upper eight bytes of a vector if
-// bit i is set in m, else from the next of the lower eight.
-constexpr auto make_merge_orders() {
-  std::array<std::array<uint8_t, 8>, 256> rows{};
-  for (size_t mask = 0; mask < 256; ++mask) {
-    uint8_t left = 0, right = 8;
-    for (size_t i = 0; i < 8; ++i) {
-      rows[mask][i] = (mask >> i & 1) != 0 ? right++ : left++;
-    }
-  }
-  return rows;
-}
-
-alignas(64) constexpr auto kMergeOrders = make_merge_orders();
 alignas(64) constexpr auto kByteExpansions = make_byte_expansions();
 alignas(64) constexpr auto kWordExpansions = make_word_expansions();
 
@@ -70,6 +57,7 @@ MLX_ENTROPY_BEGIN_TARGET("avx2,fma,f16c,bmi,bmi2,popcnt")
 #include "kernels/body/decode.h"
 #include "kernels/body/product.h"
 #include "kernels/body/tile_reader.h"
+#include "kernels/cpu/avx2_tree.h"
 
 namespace mlx_entropy {
 namespace {
@@ -209,7 +197,7 @@ inline __m256i step32(__m256i x, const uint8_t** stream, const uint32_t* slots,
   return _mm256_blendv_epi8(x, refilled, low);
 }
 
-struct Avx2 {
+struct Avx2 : Avx2Tree {
   using Float = __m256;
   static constexpr size_t kWidth = 8;
   static constexpr int kMaxStreams = 4;
@@ -444,81 +432,6 @@ struct Avx2 {
   // Loads beat sixteen shuffles of 16 entries each.
   static void look_up(const uint8_t* table, uint8_t* bytes) {
     for (size_t i = 0; i < kLanes; ++i) bytes[i] = table[bytes[i]];
-  }
-
-  static size_t count_ones(const uint8_t* bitmap, size_t count) {
-    return body::count_ones(bitmap, count);
-  }
-
-  static void merge(const uint8_t* bitmap, size_t count, const uint8_t* left,
-                    const uint8_t* right, uint8_t* out) {
-    for (size_t i = 0; i < count; i += 8) {
-      const uint32_t mask = bitmap[i / 8];
-      const __m128i both = _mm_castps_si128(_mm_loadh_pi(
-          _mm_castsi128_ps(
-              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(left))),
-          reinterpret_cast<const __m64*>(right)));
-      const __m128i order = _mm_loadl_epi64(
-          reinterpret_cast<const __m128i*>(kMergeOrders[mask].data()));
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(out + i),
-                       _mm_shuffle_epi8(both, order));
-      const auto ones = static_cast<size_t>(_mm_popcnt_u32(mask));
-      right += ones;
-      left += 8 - ones;
-    }
-  }
-
-  template <int kDepth>
-  static void unpack(const uint8_t* packed, size_t count, const uint8_t* table,
-                     uint8_t* out) {
-    for (size_t i = 0; i < count; i += 32, packed += 4 * kDepth) {
-      const __m256i index = unpack_indices<kDepth>(packed);
-      _mm256_storeu_si256(
-          reinterpret_cast<__m256i*>(out + i),
-          table == nullptr ? index : look_up32<kDepth>(table, index));
-    }
-  }
-
-  // table[index] for indices of kDepth bits, from tables of 16 at a time.
-  template <int kDepth>
-  static __m256i look_up32(const uint8_t* table, __m256i index) {
-    const auto line = [table](size_t i) {
-      return _mm256_broadcastsi128_si256(
-          _mm_load_si128(reinterpret_cast<const __m128i*>(table + 16 * i)));
-    };
-    if constexpr (kDepth <= 4) return _mm256_shuffle_epi8(line(0), index);
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(index, 4), nibble);
-    const __m256i low = _mm256_and_si256(index, nibble);
-    __m256i value = _mm256_setzero_si256();
-    for (size_t i = 0; i < size_t{1} << kDepth >> 4; ++i) {
-      const __m256i here =
-          _mm256_cmpeq_epi8(high, _mm256_set1_epi8(static_cast<char>(i)));
-      value = _mm256_or_si256(
-          value, _mm256_and_si256(here, _mm256_shuffle_epi8(line(i), low)));
-    }
-    return value;
-  }
-
-  // 32 fields of kDepth bits to bytes.
-  template <int kDepth>
-  static __m256i unpack_indices(const uint8_t* packed) {
-    if constexpr (kDepth == 8) {
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed));
-    } else if constexpr (kDepth == 4) {
-      const __m256i pairs = _mm256_cvtepu8_epi16(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
-      return _mm256_and_si256(
-          _mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)),
-          _mm256_set1_epi8(15));
-    } else {
-      constexpr uint64_t kField = 0x0101010101010101u * ((1u << kDepth) - 1);
-      const auto eight = [packed](size_t k) {
-        return static_cast<long long>(_pdep_u64(
-            mlx_entropy::load<uint64_t>(packed + k * kDepth), kField));
-      };
-      return _mm256_setr_epi64x(eight(0), eight(1), eight(2), eight(3));
-    }
   }
 
   template <int V>

@@ -1,6 +1,7 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -65,6 +66,45 @@ TEST_F(ThreadPoolTest, WorkersSleepAndWake) {
     ASSERT_TRUE(each_task_once(16));
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
+}
+
+// Seconds of CPU time of this process, all threads together.
+double cpu_seconds() {
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * time.tv_usec;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+TEST_F(ThreadPoolTest, AnIdleProcessUsesNoCpu) {
+  pool().resize(4);
+  ASSERT_TRUE(each_task_once(64));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const double before = cpu_seconds();
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  EXPECT_LT(cpu_seconds() - before, 0.02);
+}
+
+// Workers that are late do not hold up a region that is done without them,
+// and find nothing of it left when they come.
+TEST_F(ThreadPoolTest, LateWorkersMissRegions) {
+  pool().resize(16);
+  for (int round = 0; round < 50; ++round) {
+    for (int region = 0; region < 20; ++region) {
+      ASSERT_TRUE(each_task_once(2 + static_cast<size_t>(region) % 3));
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(150));
+  }
+}
+
+TEST_F(ThreadPoolTest, SaysWhoSetItsSize) {
+  pool().resize(0);
+  EXPECT_STREQ(pool().count().source, default_thread_count().source);
+  pool().resize(5);
+  EXPECT_EQ(pool().count().count, 5u);
+  EXPECT_STREQ(pool().count().source, "set_num_threads");
 }
 
 TEST_F(ThreadPoolTest, UsesSeveralThreads) {

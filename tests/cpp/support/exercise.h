@@ -139,13 +139,19 @@ class ProductCheck {
  private:
   bool is_right(size_t row, const float* x, float y) const {
     if (sizes_[row] > 1e30) return true;
-    double sum = 0, size = 0;
+    double sum = 0, size = 0, largest = 0;
     for (size_t k = 0; k < cols_; ++k) {
       const auto value = static_cast<double>(x[k]);
       sum += static_cast<double>(weights_[row * cols_ + k]) * value;
       size += sizes_[row] * std::abs(value);
+      largest = std::fmax(largest, std::abs(value));
     }
-    return std::abs(static_cast<double>(y) - sum) <= 1e-6 * size + 1e-37;
+    double allowed = 1e-6 * size + 1e-37;
+    if (matrix_.header().scheme == Scheme::kAffine) {
+      // Each x is rounded to an integer; see Activations.
+      allowed += sizes_[row] * static_cast<double>(cols_) * largest / 65536;
+    }
+    return std::abs(static_cast<double>(y) - sum) <= allowed;
   }
 
   const PreparedMatrix& matrix_;
