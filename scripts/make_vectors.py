@@ -21,6 +21,8 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "reference")]
 
 import decode  # noqa: E402
 from vectors_invalid import invalid_files  # noqa: E402
+from vectors_invalid_tree import invalid_tree_files  # noqa: E402
+from vectors_tree import tree_files  # noqa: E402
 from vectors_valid import library_files, reference_files  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors"
@@ -47,8 +49,9 @@ def array_hashes(data):
 
 def build():
     """{path below tests/vectors: bytes} and the manifest."""
-    library, reference = library_files(), reference_files()
+    library, reference = library_files(), reference_files() | tree_files()
     invalid = invalid_files(library | reference)
+    invalid |= invalid_tree_files(library | reference)
     manifest = {"valid": {}, "invalid": {}}
     for name, data in sorted((library | reference).items()):
         manifest["valid"][name] = {
