@@ -25,10 +25,20 @@ NUMPY = "numpy float32"
 # Our codecs: a name, and what turns a quantized matrix into its coded bytes.
 # Each is a contender of its own.
 Encoder = Callable[[Parts, int, int], mx.array]
+
+
+def _encoder(codec: str) -> Encoder:
+    def encode(parts: Parts, group_size: int, bits: int) -> mx.array:
+        coded = _ext.encode_affine(*parts, group_size, bits)
+        return _ext.transcode(coded, codec)
+
+    return encode
+
+
 CODECS: dict[str, Encoder] = {
-    CODED: lambda parts, group_size, bits: _ext.encode_affine(
-        *parts, group_size, bits
-    ),
+    CODED: _encoder("rans"),
+    f"{CODED} tree": _encoder("tree"),
+    f"{CODED} flat": _encoder("flat"),
 }
 
 _PAUSE_SECONDS = 0.01

@@ -181,7 +181,10 @@ struct Avx512 : Avx512Vectors {
   static constexpr size_t kDepth = 4;
 
   static Int dot(Int acc, Int codes, Int x) {
-    return _mm512_dpbusd_epi32(acc, codes, x);
+    // As an intrinsic GCC 12 copies the sums to other registers and back, two
+    // moves for each product.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(x));
+    return acc;
   }
 
   static void pack(const uint8_t* codes, size_t cols, uint8_t* panel) {
