@@ -14,7 +14,7 @@ ALLOWED = {
     "format": {"base"},
     "codec": {"base", "format"},
     "quant": {"base", "format"},
-    "convert": {"base", "format", "codec", "quant"},
+    "convert": {"base", "format", "codec", "quant", "kernels"},
     "kernels": {"base", "format", "codec", "quant"},
     "model": {"base", "format", "codec", "quant", "kernels"},
     "mlx": {

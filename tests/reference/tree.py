@@ -46,7 +46,7 @@ def read(reader, classes):
 
 def block_rows(cols):
     unit = 64 // math.gcd(cols, 64)
-    return unit * max(1, 4096 // (unit * cols))
+    return unit * max(1, 8192 // (unit * cols))
 
 
 def decode_tile(tree, stream, rows, cols, name):

@@ -20,9 +20,9 @@ constexpr double kNodePasses = 0.06;
 
 // plan_compact_tree: how far above the entropy, and what it tries.
 constexpr double kCompactLoss = 0.036;
-constexpr double kPassCosts[] = {1.0,  0.5,  0.35, 0.25, 0.2,  0.17,  0.14,
-                                 0.12, 0.1,  0.08, 0.06, 0.05, 0.04,  0.03,
-                                 0.02, 0.01, 0.0};
+constexpr double kPassCosts[] = {1.0,  0.5,  0.35, 0.25, 0.2,  0.17,
+                                 0.14, 0.12, 0.1,  0.08, 0.06, 0.05,
+                                 0.04, 0.03, 0.02, 0.01, 0.0};
 
 int leaf_depth(size_t classes) { return std::bit_width(classes - 1); }
 
@@ -76,7 +76,8 @@ class Planner {
         const size_t j = i + length;
         double best = leaf_cost(i, j, pass_cost);
         size_t where = 0;
-        const double merge = mass(i, j) * (1 + pass_cost) + node_cost(pass_cost);
+        const double merge =
+            mass(i, j) * (1 + pass_cost) + node_cost(pass_cost);
         for (size_t m = i + 1; m < j; ++m) {
           const double cost = merge + cost_[at(i, m)] + cost_[at(m, j)];
           if (cost < best) {

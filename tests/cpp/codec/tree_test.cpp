@@ -22,10 +22,16 @@ using testing::RandomTree;
 using testing::TreeShape;
 using Counts = std::vector<uint64_t>;
 
-// The model of plan_tree: unpacking a leaf counts as 0.4 merges, and each node
-// that has bytes wastes 6 bits in a block of 4096 values.
+// The model of plan_tree: unpacking a leaf counts as 0.4 merges; each node
+// takes the time of 0.06 merges of a whole block of 8192 values, and wastes 6
+// bits in it.
 constexpr double kLeafPasses = 0.4;
-constexpr double kNodeBits = 6.0 / 4096;
+constexpr double kNodePasses = 0.06;
+constexpr double kNodeBits = 6.0 / 8192;
+
+double node_cost(double pass_cost) {
+  return kNodeBits + kNodePasses * pass_cost;
+}
 
 double share_of(const Counts& counts, uint64_t part) {
   return static_cast<double>(part) /
@@ -34,7 +40,8 @@ double share_of(const Counts& counts, uint64_t part) {
 }
 
 double leaf_cost(int depth, double share, double pass_cost) {
-  return depth == 0 ? 0 : share * (depth + kLeafPasses * pass_cost) + kNodeBits;
+  return node_cost(pass_cost) +
+         (depth == 0 ? 0 : share * (depth + kLeafPasses * pass_cost));
 }
 
 struct TreeCost {
@@ -57,16 +64,17 @@ TreeCost cost_of(const Tree& tree, const Counts& counts, double pass_cost,
     const double share = share_of(counts, sum.below);
     sum.cost = leaf_cost(node.depth, share, pass_cost);
     sum.bits = share * node.depth;
-    sum.merges = node.depth > 0 ? kLeafPasses * share : 0;
+    sum.merges = kNodePasses + (node.depth > 0 ? kLeafPasses * share : 0);
     return sum;
   }
   const TreeCost left = cost_of(tree, counts, pass_cost, index);
   const TreeCost right = cost_of(tree, counts, pass_cost, index);
   sum.below = left.below + right.below;
   const double share = share_of(counts, sum.below);
-  sum.cost = share * (1 + pass_cost) + kNodeBits + left.cost + right.cost;
+  sum.cost =
+      share * (1 + pass_cost) + node_cost(pass_cost) + left.cost + right.cost;
   sum.bits = share + left.bits + right.bits;
-  sum.merges = share + left.merges + right.merges;
+  sum.merges = share + kNodePasses + left.merges + right.merges;
   return sum;
 }
 
@@ -91,7 +99,7 @@ double least_cost(const Counts& counts, double pass_cost) {
     const int depth =
         std::bit_width(static_cast<unsigned>(std::popcount(set)) - 1);
     best[set] = leaf_cost(depth, share, pass_cost);
-    const double merge = share * (1 + pass_cost) + kNodeBits;
+    const double merge = share * (1 + pass_cost) + node_cost(pass_cost);
     for (size_t part = (set - 1) & set; part > 0; part = (part - 1) & set) {
       best[set] = std::min(best[set], merge + best[part] + best[set ^ part]);
     }

@@ -169,7 +169,7 @@ TEST(Tree, BlocksAreWholeSteps) {
     EXPECT_EQ(rows % row_unit(cols), 0u) << cols;
     const uint64_t values = uint64_t{rows} * cols;
     if (rows > row_unit(cols)) {
-      EXPECT_LE(values, 4096u) << cols;
+      EXPECT_LE(values, 8192u) << cols;
     }
     EXPECT_GT(values + uint64_t{row_unit(cols)} * cols, 4096u) << cols;
   }
