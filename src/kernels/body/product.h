@@ -101,11 +101,21 @@ inline void biases_from_planes(FloatType type, const float* scales,
   }
 }
 
-// A Target with a member kConvertsHalves has its own version of the two
-// functions above for 16-bit types:
+// A Target with a member kConvertsHalves has its own versions for 16-bit types,
+// which may read and write whole vectors:
+//   half_floats(type, words, n, out)          as floats_from_words
 //   half_groups(type, scale words, offset words, correction words, n, scales,
-//               biases)
-//       may write whole vectors.
+//               biases)                       both, with predicted biases
+template <class Target>
+void words_to_floats(FloatType type, const uint32_t* words, size_t n,
+                     float* out) {
+  if constexpr (requires { Target::kConvertsHalves; }) {
+    if (type != FloatType::kFloat32) {
+      return Target::half_floats(type, words, n, out);
+    }
+  }
+  floats_from_words(type, words, n, out);
+}
 
 // Scales and biases of all groups of V tiles, [V][groups of a tile].
 template <class Target, int V>
@@ -143,12 +153,12 @@ void read_groups(const PreparedMatrix& matrix, TileReader<Target, V>* reader,
         continue;
       }
     }
-    floats_from_words(header.float_type, w, groups, s);
+    words_to_floats<Target>(header.float_type, w, groups, s);
     if (n_side == 3) {
       biases_from_planes(header.float_type, s, w + padded, w + 2 * padded,
                          groups, b);
     } else {
-      floats_from_words(header.float_type, w + padded, groups, b);
+      words_to_floats<Target>(header.float_type, w + padded, groups, b);
     }
   }
 }
@@ -332,7 +342,7 @@ void float_product(const ProductArgs& args, uint32_t first_tile,
   const size_t room = (step_rows * cols + kLanes - 1) / kLanes * kLanes;
   uint8_t* const classes =
       scratch.get<uint8_t>(Scratch::kClasses, V * room + kLanes);
-  uint32_t* const words = scratch.get<uint32_t>(Scratch::kWords, room);
+  uint32_t* const words = scratch.get<uint32_t>(Scratch::kWords, room + kLanes);
   float* const panel = scratch.get<float>(Scratch::kPanel, step_rows * stride);
   uint8_t* out[V];
   for (int v = 0; v < V; ++v) out[v] = classes + static_cast<size_t>(v) * room;
@@ -347,7 +357,7 @@ void float_product(const ProductArgs& args, uint32_t first_tile,
                        out[v], words, &next_exception[v]);
       for (size_t r = 0; r < n; ++r) {
         float* const to = panel + r * stride;
-        floats_from_words(header.float_type, words + r * cols, cols, to);
+        words_to_floats<Target>(header.float_type, words + r * cols, cols, to);
         for (size_t k = cols; k < stride; ++k) to[k] = 0.0f;
       }
       const size_t y_row =

@@ -372,7 +372,32 @@ struct Avx2 : Avx2Tree {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
 
+  // Bit patterns of 8 values to floats.
+  static __m256 half_bits(FloatType type, __m256i bits) {
+    if (type != FloatType::kFloat16) {
+      return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    }
+    return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(bits),
+                                            _mm256_extracti128_si256(bits, 1)));
+  }
+
+  // Of 8 values with the sign in the lowest bit.
+  static __m256 half_words(FloatType type, const uint32_t* words) {
+    const __m256i w = load_words(words);
+    return half_bits(
+        type, _mm256_or_si256(_mm256_srli_epi32(w, 1),
+                              _mm256_and_si256(_mm256_slli_epi32(w, 15),
+                                               _mm256_set1_epi32(0x8000))));
+  }
+
   static constexpr bool kConvertsHalves = true;
+  static void half_floats(FloatType type, const uint32_t* words, size_t n,
+                          float* out) {
+    for (size_t i = 0; i < n; i += 8) {
+      _mm256_storeu_ps(out + i, half_words(type, words + i));
+    }
+  }
+
   static void half_groups(FloatType type, const uint32_t* scale_words,
                           const uint32_t* offset_words,
                           const uint32_t* correction_words, size_t n,
@@ -380,16 +405,8 @@ struct Avx2 : Avx2Tree {
     const bool is_float16 = type == FloatType::kFloat16;
     const __m256i low15 = _mm256_set1_epi32(0x7fff);
     const __m256i sign = _mm256_set1_epi32(0x8000);
-    const auto to_floats = [is_float16](__m256i bits) {
-      if (!is_float16) return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-      return _mm256_cvtph_ps(_mm_packus_epi32(
-          _mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
-    };
     for (size_t i = 0; i < n; i += 8) {
-      const __m256i w = load_words(scale_words + i);
-      const __m256 scale = to_floats(
-          _mm256_or_si256(_mm256_srli_epi32(w, 1),
-                          _mm256_and_si256(_mm256_slli_epi32(w, 15), sign)));
+      const __m256 scale = half_words(type, scale_words + i);
       _mm256_storeu_ps(scales + i, scale);
       const __m256i offset = _mm256_sub_epi32(load_words(offset_words + i),
                                               _mm256_set1_epi32(kOffsetBias));
@@ -423,9 +440,10 @@ struct Avx2 : Avx2Tree {
       const __m256i negative = _mm256_srai_epi32(moved, 31);
       const __m256i magnitude =
           _mm256_and_si256(_mm256_xor_si256(moved, negative), low15);
-      _mm256_storeu_ps(biases + i,
-                       to_floats(_mm256_or_si256(
-                           magnitude, _mm256_and_si256(negative, sign))));
+      _mm256_storeu_ps(
+          biases + i,
+          half_bits(type, _mm256_or_si256(magnitude,
+                                          _mm256_and_si256(negative, sign))));
     }
   }
 

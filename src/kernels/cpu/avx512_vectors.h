@@ -125,7 +125,30 @@ struct Avx512Vectors {
     }
   }
 
+  // Bit patterns of 16 values to floats.
+  static __m512 half_bits(FloatType type, __m512i bits) {
+    return type == FloatType::kFloat16
+               ? _mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits))
+               : _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  }
+
+  // Of 16 values with the sign in the lowest bit.
+  static __m512 half_words(FloatType type, const uint32_t* words) {
+    const __m512i w = _mm512_loadu_si512(words);
+    return half_bits(
+        type, _mm512_or_si512(_mm512_srli_epi32(w, 1),
+                              _mm512_and_si512(_mm512_slli_epi32(w, 15),
+                                               _mm512_set1_epi32(0x8000))));
+  }
+
   static constexpr bool kConvertsHalves = true;
+  static void half_floats(FloatType type, const uint32_t* words, size_t n,
+                          float* out) {
+    for (size_t i = 0; i < n; i += 16) {
+      _mm512_storeu_ps(out + i, half_words(type, words + i));
+    }
+  }
+
   static void half_groups(FloatType type, const uint32_t* scale_words,
                           const uint32_t* offset_words,
                           const uint32_t* correction_words, size_t n,
@@ -133,15 +156,8 @@ struct Avx512Vectors {
     const bool is_float16 = type == FloatType::kFloat16;
     const __m512i low15 = _mm512_set1_epi32(0x7fff);
     const __m512i sign = _mm512_set1_epi32(0x8000);
-    const auto to_floats = [is_float16](__m512i bits) {
-      return is_float16 ? _mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits))
-                        : _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-    };
     for (size_t i = 0; i < n; i += 16) {
-      const __m512i w = _mm512_loadu_si512(scale_words + i);
-      const __m512 scale = to_floats(
-          _mm512_or_si512(_mm512_srli_epi32(w, 1),
-                          _mm512_and_si512(_mm512_slli_epi32(w, 15), sign)));
+      const __m512 scale = half_words(type, scale_words + i);
       _mm512_storeu_ps(scales + i, scale);
       const __m512i offset = _mm512_sub_epi32(
           _mm512_loadu_si512(offset_words + i), _mm512_set1_epi32(kOffsetBias));
@@ -176,8 +192,9 @@ struct Avx512Vectors {
       const __m512i result = _mm512_and_si512(
           _mm512_mask_xor_epi32(moved, negative, moved, _mm512_set1_epi32(-1)),
           low15);
-      _mm512_storeu_ps(biases + i, to_floats(_mm512_mask_or_epi32(
-                                       result, negative, result, sign)));
+      _mm512_storeu_ps(biases + i,
+                       half_bits(type, _mm512_mask_or_epi32(result, negative,
+                                                            result, sign)));
     }
   }
 };
