@@ -110,8 +110,8 @@ double tree_merges(const std::vector<uint64_t>& counts,
 }
 
 MachineModel measure() {
-  constexpr size_t kBandwidthBytes = size_t{128} << 20;
-  constexpr size_t kBandwidthPasses = 4;
+  constexpr size_t kBandwidthBytes = size_t{64} << 20;
+  constexpr size_t kBandwidthPasses = 3;
   MachineModel machine;
   machine.target = active_target().name;
   machine.threads = ThreadPool::instance().size();
