@@ -102,13 +102,13 @@ SLOW_DISK = """
 import os, sys, time
 from mlx_entropy.cli.main import main
 fsync = os.fsync
-os.fsync = lambda descriptor: (time.sleep(0.03), fsync(descriptor))
+os.fsync = lambda descriptor: (time.sleep(0.08), fsync(descriptor))
 sys.exit(main())
 """
 
 
 def test_ctrl_c(tmp_path: Path, model: Path) -> None:
-    """A real signal, early and late in a conversion of half a second."""
+    """A real signal, early and late in a conversion of a second."""
     out = tmp_path / "out"
     journal = tmp_path / "out.partial" / JOURNAL
     argv = ("convert", model, out, "--shard-size", "200KB")
