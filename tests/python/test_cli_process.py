@@ -102,13 +102,18 @@ SLOW_DISK = """
 import os, sys, time
 from mlx_entropy.cli.main import main
 fsync = os.fsync
-os.fsync = lambda descriptor: (time.sleep(0.08), fsync(descriptor))
+os.fsync = lambda descriptor: (time.sleep(0.03), fsync(descriptor))
 sys.exit(main())
 """
 
 
+def heed_interrupts() -> None:
+    """Background jobs of a shell ignore them, and so do their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c(tmp_path: Path, model: Path) -> None:
-    """A real signal, early and late in a conversion of a second."""
+    """A real signal, early and late in a conversion of half a second."""
     out = tmp_path / "out"
     journal = tmp_path / "out.partial" / JOURNAL
     argv = ("convert", model, out, "--shard-size", "200KB")
@@ -120,6 +125,7 @@ def test_ctrl_c(tmp_path: Path, model: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             env=ENVIRONMENT,
+            preexec_fn=heed_interrupts,
         )
         while process.poll() is None and written(journal) in (0, before):
             time.sleep(0.001)
