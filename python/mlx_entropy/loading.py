@@ -24,7 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import _ext
-from .model_format import CODED, Config, check_format, marked_config
+from .model_format import CODECS, CODED, Config, check_format, marked_config
 from .nn.coded import EntropyCoded
 from .nn.embedding import EntropyCodedEmbedding
 from .nn.fusing import fuse
@@ -44,8 +44,6 @@ _wrapper: Callable[..., Any] | None = None
 _stock: Any = None
 
 
-# Codecs of coded matrices in memory; files have their own.
-CODECS = ("auto", "rans", "tree", "flat")
 _CODEC_VARIABLE = "MLX_ENTROPY_CODEC"
 _codec: ContextVar[str | None] = ContextVar("codec", default=None)
 

@@ -15,6 +15,9 @@ CONFIG_KEY = "mlx_entropy"
 FORMAT_VERSION = 1
 """The format that is written, and the newest one that is read."""
 
+CODECS = ("auto", "rans", "tree", "flat")
+"""Codecs that coded matrices can have in memory; files have their own."""
+
 CODED = "coded"
 """A coded matrix is the parameter `<path>.coded`, for `<path>.weight`."""
 

@@ -103,12 +103,6 @@ double product_time(const std::vector<uint8_t>& coded) {
   return best / Probe::kWeights;
 }
 
-double tree_merges(const std::vector<uint64_t>& counts,
-                   std::optional<double> pass_cost) {
-  return (pass_cost ? plan_tree(counts, *pass_cost) : plan_compact_tree(counts))
-      .merges;
-}
-
 MachineModel measure() {
   constexpr size_t kBandwidthBytes = size_t{64} << 20;
   constexpr size_t kBandwidthPasses = 3;
@@ -124,8 +118,8 @@ MachineModel measure() {
   }
   const double flat = product_time(probe.encode(Codec::kTree, kFlatPassCost));
   const double compact = product_time(probe.encode(Codec::kTree, std::nullopt));
-  const double flat_merges = tree_merges(counts, kFlatPassCost);
-  const double compact_merges = tree_merges(counts, std::nullopt);
+  const double flat_merges = choose_tree(counts, kFlatPassCost).merges;
+  const double compact_merges = choose_tree(counts, std::nullopt).merges;
   machine.tree_merge =
       std::max(0.0, compact - flat) / (compact_merges - flat_merges);
   machine.tree = std::max(0.0, flat - machine.tree_merge * flat_merges);
@@ -153,7 +147,7 @@ CodecChoice stored_form(const PreparedMatrix& matrix,
                 (static_cast<double>(header.rows) * header.cols);
   double decode = machine.rans;
   if (header.coder == Coder::kTree) {
-    decode = machine.tree;  // its merges are not known: only ever faster
+    decode = machine.tree;  // a lower bound: its merges are not counted
   } else if (header.coder == Coder::kRans32 ||
              needs_raw_bits(header.planes.back())) {
     decode *= kSlowRans;

@@ -4,45 +4,15 @@
 #include <mutex>
 
 #include "base/thread_pool.h"
-#include "kernels/kernels.h"
+#include "kernels/decoded_tile.h"
 
 namespace mlx_entropy {
 namespace {
 
-// One tile's planes, in whole steps.
-struct DecodedTile {
-  DecodedTile(const PreparedMatrix& matrix, uint32_t index) {
-    const Tile tile = matrix.container().tile(index);
-    const size_t weights = matrix.weights_plane();
-    TileValues values;
-    for (size_t p = 0; p < weights; ++p) {
-      side[p].resize(tile.planes[p].steps() * kLanes);
-      values.side[p] = side[p].data();
-    }
-    values.rows = tile.rows;
-    const size_t room = tile.planes[weights].steps() * kLanes + kLanes;
-    if (matrix.header().scheme == Scheme::kFloat) {
-      words.resize(room);
-      values.words = words.data();
-    } else {
-      codes.resize(room);
-      values.codes = codes.data();
-    }
-    active_target().decode_tile(matrix, index, values, Scratch::local());
-    for (size_t p = 0; p < weights; ++p) side[p].resize(tile.planes[p].values);
-    if (!words.empty()) words.resize(tile.planes[weights].values);
-    if (!codes.empty()) codes.resize(tile.planes[weights].values);
-  }
-
-  std::vector<uint32_t> side[kMaxPlanes - 1];
-  std::vector<uint8_t> codes;
-  std::vector<uint32_t> words;
-};
-
 template <class T>
-void copy_to(const std::vector<T>& from, uint64_t first, std::vector<T>* to) {
-  std::copy(from.begin(), from.end(),
-            to->begin() + static_cast<ptrdiff_t>(first));
+void copy_to(const std::vector<T>& from, uint64_t count, uint64_t first,
+             std::vector<T>* to) {
+  std::copy_n(from.begin(), count, to->begin() + static_cast<ptrdiff_t>(first));
 }
 
 }  // namespace
@@ -64,13 +34,24 @@ DecodedPlanes::DecodedPlanes(const PreparedMatrix& matrix)
 }
 
 void DecodedPlanes::decode(const PreparedMatrix& matrix, uint32_t index) {
-  const DecodedTile tile(matrix, index);
+  const uint32_t rows = header_.rows_in_tile(index);
+  const DecodedTile tile(matrix, index, rows);
   const uint64_t row = uint64_t{index} * header_.tile_rows;
-  for (size_t p = 0; p < matrix.weights_plane(); ++p) {
-    copy_to(tile.side[p], header_.values(header_.planes[p], row), &side_[p]);
+  const auto first = [&](size_t p) {
+    return header_.values(header_.planes[p], row);
+  };
+  const auto count = [&](size_t p) {
+    return header_.values(header_.planes[p], rows);
+  };
+  const size_t weights = matrix.weights_plane();
+  for (size_t p = 0; p < weights; ++p) {
+    copy_to(tile.side[p], count(p), first(p), &side_[p]);
   }
-  copy_to(tile.codes, tile.codes.empty() ? 0 : row * header_.cols, &codes_);
-  copy_to(tile.words, tile.words.empty() ? 0 : row * header_.cols, &words_);
+  if (words_.empty()) {
+    copy_to(tile.codes, count(weights), first(weights), &codes_);
+  } else {
+    copy_to(tile.words, count(weights), first(weights), &words_);
+  }
 }
 
 MatrixHeader DecodedPlanes::describe() const {
@@ -103,19 +84,22 @@ std::vector<PlaneHistogram> decoded_histograms(const PreparedMatrix& matrix) {
   }
   std::mutex mutex;
   ThreadPool::instance().run(header.tiles, [&](size_t task) {
-    const DecodedTile tile(matrix, static_cast<uint32_t>(task));
+    const auto index = static_cast<uint32_t>(task);
+    const uint32_t rows = header.rows_in_tile(index);
+    const DecodedTile tile(matrix, index, rows);
     std::vector<PlaneHistogram> mine;
     for (size_t p = 0; p < header.planes.size(); ++p) {
       const Plane& plane = header.planes[p];
       PlaneHistogram& own =
           mine.emplace_back(plane.kind, header.value_bits(plane));
+      const size_t count = header.values(plane, rows);
       if (p < matrix.weights_plane()) {
-        own.add(tile.side[p].data(), tile.side[p].size());
+        own.add(tile.side[p].data(), count);
       } else if (!tile.words.empty()) {
-        own.add(tile.words.data(), tile.words.size());
+        own.add(tile.words.data(), count);
       } else {
         const std::vector<uint32_t> wide(tile.codes.begin(), tile.codes.end());
-        own.add(wide.data(), wide.size());
+        own.add(wide.data(), count);
       }
     }
     std::lock_guard lock(mutex);

@@ -251,11 +251,6 @@ PlanePlan plan_plane(PlaneKind kind, const PlaneHistogram& histogram,
 
 namespace {
 
-TreePlan choose_tree(const std::vector<uint64_t>& counts,
-                     std::optional<double> pass_cost) {
-  return pass_cost ? plan_tree(counts, *pass_cost) : plan_compact_tree(counts);
-}
-
 // Every value is a class of its own: leaves are raw bits already, and rare
 // values cost less deep in the tree than as exceptions.
 PlanePlan plan_whole_tree(PlaneKind kind, const PlaneHistogram& histogram,

@@ -10,6 +10,7 @@
 
 #include "base/bits.h"
 #include "base/thread_pool.h"
+#include "kernels/decoded_tile.h"
 #include "kernels/float_copy.h"
 #include "kernels/kernels.h"
 #include "kernels/runs.h"
@@ -27,49 +28,32 @@ void put_bits(FloatType type, uint32_t bits, void* array, size_t index) {
   }
 }
 
-// A decoded tile, or its first rows, as integers.
-class DecodedTile {
+// A decoded tile as what its integers stand for.
+class TileWeights {
  public:
-  DecodedTile(const PreparedMatrix& matrix, uint32_t index, uint32_t rows)
-      : matrix_(matrix) {
-    const MatrixHeader& header = matrix.header();
-    TileValues values;
-    const Tile tile = matrix.container().tile(index);
-    for (size_t p = 0; p < matrix.weights_plane(); ++p) {
-      side_[p].resize(tile.planes[p].steps() * kLanes);
-      values.side[p] = side_[p].data();
-    }
-    values.rows = rows;
-    const size_t room = ceil_div(uint64_t{rows} * header.cols, kLanes) * kLanes;
-    if (header.scheme == Scheme::kFloat) {
-      words_.resize(room);
-      values.words = words_.data();
-    } else {
-      codes_.resize(room);
-      values.codes = codes_.data();
-    }
-    active_target().decode_tile(matrix, index, values, Scratch::local());
-  }
+  TileWeights(const PreparedMatrix& matrix, uint32_t index, uint32_t rows)
+      : matrix_(matrix), tile_(matrix, index, rows) {}
 
   const uint8_t* codes(uint32_t row) const {
-    return codes_.data() + size_t{row} * matrix_.header().cols;
+    return tile_.codes.data() + size_t{row} * matrix_.header().cols;
   }
   uint32_t value_bits(size_t i) const {
-    return sign_to_high_bit(words_[i], matrix_.header().bits);
+    return sign_to_high_bit(tile_.words[i], matrix_.header().bits);
   }
   uint32_t scale_bits(size_t group) const {
-    return sign_to_high_bit(side_[0][group], width());
+    return sign_to_high_bit(tile_.side[0][group], width());
   }
   uint32_t bias_bits(size_t group) const {
     if (matrix_.weights_plane() == 2) {
-      return sign_to_high_bit(side_[1][group], width());
+      return sign_to_high_bit(tile_.side[1][group], width());
     }
-    const auto offset = static_cast<int32_t>(side_[1][group] - kOffsetBias);
+    const auto offset =
+        static_cast<int32_t>(tile_.side[1][group] - kOffsetBias);
     const uint32_t predicted =
         predicted_bias(matrix_.header().float_type, scale_bits(group), offset);
     const uint32_t ordered =
         static_cast<uint32_t>(ordered_from_bits(predicted, width())) +
-        (side_[2][group] - kCorrectionBias);
+        (tile_.side[2][group] - kCorrectionBias);
     return bits_from_ordered(static_cast<int32_t>(ordered), width());
   }
 
@@ -104,9 +88,7 @@ class DecodedTile {
   int width() const { return bit_width(matrix_.header().float_type); }
 
   const PreparedMatrix& matrix_;
-  std::vector<uint32_t> side_[kMaxPlanes - 1];
-  std::vector<uint8_t> codes_;
-  std::vector<uint32_t> words_;
+  DecodedTile tile_;
 };
 
 // Calls visit(tile, row in the tile, row in the matrix) for a range of rows.
@@ -122,7 +104,7 @@ void for_each_row(const PreparedMatrix& matrix, RowRange rows,
     const uint32_t start = index * tile_rows;
     const uint32_t stop =
         std::min(rows.end - start, matrix.header().rows_in_tile(index));
-    const DecodedTile tile(matrix, index, stop);
+    const TileWeights tile(matrix, index, stop);
     const uint32_t begin = rows.begin > start ? rows.begin - start : 0;
     for (uint32_t row = begin; row < stop; ++row) {
       visit(tile, row, start + row);
@@ -171,7 +153,7 @@ void gather_rows(const PreparedMatrix& matrix,
     const size_t begin = starts[task], end = starts[task + 1];
     const uint32_t index = indices[order[begin]] / header.tile_rows;
     const uint32_t start = index * header.tile_rows;
-    const DecodedTile tile(matrix, index, indices[order[end - 1]] - start + 1);
+    const TileWeights tile(matrix, index, indices[order[end - 1]] - start + 1);
     std::vector<float> row(header.cols);
     for (size_t i = begin; i < end; ++i) {
       tile.dequantize(indices[order[i]] - start, like_mlx, row.data());
@@ -184,7 +166,7 @@ void dequantize(const PreparedMatrix& matrix, FloatArray out) {
   const MatrixHeader& header = matrix.header();
   const bool like_mlx = out.type == header.float_type;
   for_each_row(matrix, {0, header.rows},
-               [&](const DecodedTile& tile, uint32_t row, uint32_t to) {
+               [&](const TileWeights& tile, uint32_t row, uint32_t to) {
                  std::vector<float> values(header.cols);
                  tile.dequantize(row, like_mlx, values.data());
                  copy_from_float(values.data(), values.size(), out,
@@ -198,7 +180,7 @@ void decode_affine(const PreparedMatrix& matrix, RowRange rows, uint8_t* codes,
   const size_t row_bytes = size_t{header.cols} * header.bits / 8;
   const size_t groups = header.cols / header.group_size;
   for_each_row(matrix, rows,
-               [&](const DecodedTile& tile, uint32_t row, uint32_t matrix_row) {
+               [&](const TileWeights& tile, uint32_t row, uint32_t matrix_row) {
                  const size_t to = matrix_row - rows.begin;
                  pack_codes(tile.codes(row), header.bits, header.cols,
                             codes + to * row_bytes);
@@ -216,7 +198,7 @@ void decode_dense(const PreparedMatrix& matrix, RowRange rows, void* out) {
   const MatrixHeader& header = matrix.header();
   const size_t cols = header.cols;
   for_each_row(matrix, rows,
-               [&](const DecodedTile& tile, uint32_t row, uint32_t matrix_row) {
+               [&](const TileWeights& tile, uint32_t row, uint32_t matrix_row) {
                  const size_t to = (matrix_row - rows.begin) * cols;
                  if (header.scheme == Scheme::kSymbols) {
                    std::copy_n(tile.codes(row), cols,

@@ -6,6 +6,8 @@ import argparse
 import re
 from typing import Any
 
+from ..model_format import CODECS
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -33,7 +35,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_codec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec",
-        choices=("auto", "rans", "tree", "flat"),
+        choices=CODECS,
         help="form of the weights in memory: rans is the smallest, tree and "
         "flat are faster to decode, auto picks for each matrix by measurement "
         "(default: MLX_ENTROPY_CODEC, else auto)",

@@ -18,7 +18,7 @@ constexpr double kLeafPasses = 0.4;
 constexpr double kNodeBits = 6.0 / 8192;
 constexpr double kNodePasses = 0.06;
 
-// plan_compact_tree: how far above the entropy, and what it tries.
+// choose_tree: how far above the entropy, and what it tries.
 constexpr double kCompactLoss = 0.036;
 constexpr double kPassCosts[] = {1.0,  0.5,  0.35, 0.25, 0.2,  0.17,
                                  0.14, 0.12, 0.1,  0.08, 0.06, 0.05,
@@ -154,11 +154,13 @@ TreePlan plan_tree(std::span<const uint64_t> counts, double pass_cost) {
   }
 }
 
-TreePlan plan_compact_tree(std::span<const uint64_t> counts) {
+TreePlan choose_tree(std::span<const uint64_t> counts,
+                     std::optional<double> pass_cost) {
+  if (pass_cost) return plan_tree(counts, *pass_cost);
   const double most = entropy(counts) * (1 + kCompactLoss);
   TreePlan plan;
-  for (double pass_cost : kPassCosts) {
-    plan = plan_tree(counts, pass_cost);
+  for (double each : kPassCosts) {
+    plan = plan_tree(counts, each);
     if (plan.bits <= most) break;
   }
   return plan;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "format/tree.h"
@@ -22,7 +23,9 @@ struct TreePlan {
 // better; with leaves of several, others can be cheaper by a few percent.
 TreePlan plan_tree(std::span<const uint64_t> counts, double pass_cost);
 
-// The fastest tree that stays within a few percent of the entropy.
-TreePlan plan_compact_tree(std::span<const uint64_t> counts);
+// Without a pass cost: the fastest tree that stays within a few percent of the
+// entropy.
+TreePlan choose_tree(std::span<const uint64_t> counts,
+                     std::optional<double> pass_cost);
 
 }  // namespace mlx_entropy

@@ -174,7 +174,15 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
                          _mm512_cvtepu16_epi32(words));
 }
 
-struct Avx512 : Avx512Vectors {
+}  // namespace
+}  // namespace mlx_entropy
+
+#include "kernels/cpu/avx512_streams.h"
+
+namespace mlx_entropy {
+namespace {
+
+struct Avx512 : Avx512Vectors, Avx512Streams {
   static constexpr int kMaxStreams = 8;
 
   static constexpr bool kSplitActivations = true;
@@ -313,58 +321,6 @@ struct Avx512 : Avx512Vectors {
         }
       }
       _mm512_storeu_si512(out + i, value);
-    }
-  }
-
-  template <int V>
-  static void decode16(uint8_t (*states)[256], const uint8_t** streams,
-                       const AliasTable& table, size_t steps,
-                       uint8_t* const* out) {
-    const Tables16 tables(table);
-    Lanes16 x[V];
-    const uint8_t* p[V];
-    uint8_t* to[V];
-    for (int v = 0; v < V; ++v) {
-      x[v] = load_lanes(states[v]);
-      p[v] = streams[v];
-      to[v] = out[v];
-    }
-    for (size_t step = 0; step < steps; ++step) {
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        _mm512_storeu_si512(to[v] + step * kLanes,
-                            step16(&x[v], &p[v], tables));
-      }
-    }
-    for (int v = 0; v < V; ++v) {
-      store_lanes(x[v], states[v]);
-      streams[v] = p[v];
-    }
-  }
-
-  template <int V>
-  static void decode32(uint8_t (*states)[256], const uint8_t** streams,
-                       const uint32_t* slots, size_t steps,
-                       uint8_t* const* out) {
-    for (int v = 0; v < V; ++v) {
-      __m512i x[4];
-      for (int i = 0; i < 4; ++i) {
-        x[i] = _mm512_load_si512(states[v] + 64 * i);
-      }
-      const uint8_t* p = streams[v];
-      for (size_t step = 0; step < steps; ++step) {
-        for (int i = 0; i < 4; ++i) {
-          __m128i symbols;
-          x[i] = step32(x[i], &p, slots, &symbols);
-          _mm_storeu_si128(
-              reinterpret_cast<__m128i*>(out[v] + step * kLanes + 16 * i),
-              symbols);
-        }
-      }
-      for (int i = 0; i < 4; ++i) {
-        _mm512_store_si512(states[v] + 64 * i, x[i]);
-      }
-      streams[v] = p;
     }
   }
 };

@@ -147,7 +147,15 @@ inline __m512i step32(__m512i x, const uint8_t** stream, const uint32_t* slots,
                          _mm512_maskz_expand_epi32(low, words));
 }
 
-struct Avx512Bw : Avx512Vectors, Avx2Tree {
+}  // namespace
+}  // namespace mlx_entropy
+
+#include "kernels/cpu/avx512_streams.h"
+
+namespace mlx_entropy {
+namespace {
+
+struct Avx512Bw : Avx512Vectors, Avx512Streams, Avx2Tree {
   static constexpr int kMaxStreams = 8;
 
   // Without VNNI: 16-bit codes times 16-bit integers.
@@ -227,58 +235,6 @@ struct Avx512Bw : Avx512Vectors, Avx2Tree {
     const __m512i even = entries(_mm512_and_si512(index, low_byte));
     const __m512i odd = entries(_mm512_srli_epi16(index, 8));
     _mm512_store_si512(bytes, _mm512_or_si512(even, _mm512_slli_epi16(odd, 8)));
-  }
-
-  template <int V>
-  static void decode16(uint8_t (*states)[256], const uint8_t** streams,
-                       const AliasTable& table, size_t steps,
-                       uint8_t* const* out) {
-    const Tables16 tables(table);
-    Lanes16 x[V];
-    const uint8_t* p[V];
-    uint8_t* to[V];
-    for (int v = 0; v < V; ++v) {
-      x[v] = load_lanes(states[v]);
-      p[v] = streams[v];
-      to[v] = out[v];
-    }
-    for (size_t step = 0; step < steps; ++step) {
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        _mm512_storeu_si512(to[v] + step * kLanes,
-                            step16(&x[v], &p[v], tables));
-      }
-    }
-    for (int v = 0; v < V; ++v) {
-      store_lanes(x[v], states[v]);
-      streams[v] = p[v];
-    }
-  }
-
-  template <int V>
-  static void decode32(uint8_t (*states)[256], const uint8_t** streams,
-                       const uint32_t* slots, size_t steps,
-                       uint8_t* const* out) {
-    for (int v = 0; v < V; ++v) {
-      __m512i x[4];
-      for (int i = 0; i < 4; ++i) {
-        x[i] = _mm512_load_si512(states[v] + 64 * i);
-      }
-      const uint8_t* p = streams[v];
-      for (size_t step = 0; step < steps; ++step) {
-        for (int i = 0; i < 4; ++i) {
-          __m128i symbols;
-          x[i] = step32(x[i], &p, slots, &symbols);
-          _mm_storeu_si128(
-              reinterpret_cast<__m128i*>(out[v] + step * kLanes + 16 * i),
-              symbols);
-        }
-      }
-      for (int i = 0; i < 4; ++i) {
-        _mm512_store_si512(states[v] + 64 * i, x[i]);
-      }
-      streams[v] = p;
-    }
   }
 };
 

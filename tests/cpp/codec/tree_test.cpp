@@ -222,7 +222,7 @@ TEST(PlanCompactTree, IsCloseToTheEntropyOfGaussians) {
       ++tested;
       lowest = std::min(lowest, entropy);
       highest = std::max(highest, entropy);
-      const TreePlan plan = plan_compact_tree(counts);
+      const TreePlan plan = choose_tree(counts, std::nullopt);
       EXPECT_LT(plan.bits, 1.04 * entropy) << sigma << " " << middle;
       EXPECT_GE(plan.bits, entropy - 1e-9);
     }
@@ -244,7 +244,7 @@ TEST(PlanCompactTree, CodedBlocksAreCloseToTheEntropyToo) {
       value = static_cast<uint8_t>(draw(random));
       ++counts[value];
     }
-    const TreePlan plan = plan_compact_tree(counts);
+    const TreePlan plan = choose_tree(counts, std::nullopt);
     const TreeEncoder encoder(plan.tree);
     Bytes coded;
     for (size_t first = 0; first < values.size(); first += 4096) {
