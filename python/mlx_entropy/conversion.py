@@ -35,15 +35,24 @@ from .tensors import bits_per_weight
 # are written as they are coded; an interruption loses at most one shard.
 DEFAULT_SHARD_BYTES = 1 << 30
 
+INDEX = "model.safetensors.index.json"
+
+# Side files of the source do not replace these.
+_OURS = ("config.json", MODEL_FILE, INDEX)
+
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did; bytes are those of the stored tensors."""
+    """What a conversion did; bytes are those of the stored tensors.
+
+    `warnings` are sentences about what the user may want to mend.
+    """
 
     source: str
     destination: str
     tensors: tuple[ConvertedTensor, ...]
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -71,6 +80,7 @@ class ConversionReport:
             "coded_bytes": self.coded_bytes,
             "bits_per_weight": self.bits_per_weight,
             "seconds": self.seconds,
+            "warnings": list(self.warnings),
             "tensors": [vars(row) for row in self.tensors],
         }
 
@@ -110,11 +120,12 @@ def convert(
 ) -> ConversionReport:
     """Write an entropy-coded copy of a model, bit for bit recoverable.
 
-    Works in `destination` + ".partial"; when it is interrupted the same call
-    continues after the last finished shard. `shard_bytes` is the size of a
-    shard in bytes of the source. `progress` is called after every module;
-    what it raises stops the conversion. With `overwrite` an earlier
-    conversion at `destination` is replaced once the new one is complete.
+    Works in `destination` + ".mlx-entropy-partial"; when it is interrupted the
+    same call continues after the last finished shard. `shard_bytes` is the
+    size of a shard in bytes of the source. `progress` is called after every
+    module; what it raises stops the conversion. With `overwrite` an earlier
+    conversion at `destination` is replaced once the new one is complete,
+    unless it holds files that its conversion did not write.
 
     SourceError if the source cannot be read, ValueError if the destination
     must not be written, OSError if writing fails.
@@ -144,6 +155,13 @@ class _Conversion:
         self.plan = plan_shards(layout, shard_bytes)
         self.sizes = {module.path: module.nbytes for module in layout}
         self.records: list[ModuleRecord] = []
+        # Read first: what is wrong with them should not be found at the end.
+        self.assets = {
+            name: content
+            for name, content in source.assets().files.items()
+            if _may_copy(name)
+        }
+        self.warnings: list[str] = []
         self._progress = progress
         self._shard_bytes = shard_bytes
         self._done_bytes = 0
@@ -159,12 +177,21 @@ class _Conversion:
         for shard in self.plan[finished:]:
             self._write_shard(shard, modules)
         self._write_small_files()
-        self.target.publish()
+        for warning in self.target.publish():
+            self._warn(warning)
         rows = tuple(row for record in self.records for row in record.rows)
         seconds = time.perf_counter() - started
         return ConversionReport(
-            self.source.name, str(self.target.path), rows, seconds
+            self.source.name,
+            str(self.target.path),
+            rows,
+            seconds,
+            tuple(self.warnings),
         )
+
+    def _warn(self, warning: str) -> None:
+        self.warnings.append(warning)
+        self._report("", f"warning: {warning}")
 
     def _resume(self) -> int:
         """Open the partial; returns how many shards it already has."""
@@ -174,7 +201,7 @@ class _Conversion:
             "mlx_entropy_version": version(),
             "shard_bytes": self._shard_bytes,
         }
-        kept, note = self.target.open(identity)
+        kept, note = self.target.open(identity, self._files())
         for shard in kept:
             for record in shard["modules"]:
                 self._count(ModuleRecord.from_json(record))
@@ -228,15 +255,18 @@ class _Conversion:
             writer.add(full_name(module.path, name), array)
         self._count(record)
 
+    def _files(self) -> list[str]:
+        """Names of all files that the converted model will have."""
+        shards = [shard.file for shard in self.plan]
+        return sorted({*shards, *self.assets, *_OURS})
+
     def _write_small_files(self) -> None:
-        ours = {"config.json": _json(self._config())}
-        ours[MODEL_FILE] = MODEL_FILE_SOURCE.encode()
-        if len(self.plan) > 1:
-            ours["model.safetensors.index.json"] = _json(self._index())
-        for name, content in self.source.assets().files.items():
-            if _may_copy(name, ours):
-                self.target.write(name, content)
-        for name, content in ours.items():
+        ours = {
+            "config.json": _json(self._config()),
+            MODEL_FILE: MODEL_FILE_SOURCE.encode(),
+            INDEX: _json(self._index()),
+        }
+        for name, content in {**self.assets, **ours}.items():
             self.target.write(name, content)
 
     def _config(self) -> dict[str, Any]:
@@ -247,6 +277,7 @@ class _Conversion:
             "format_version": FORMAT_VERSION,
             "mlx_entropy_version": version(),
             "source": _public_name(self.source.name),
+            "files": self._files(),
             "modules": {"coded": coded, "raw": len(self.records) - coded},
             "embeddings": [
                 record.path
@@ -327,15 +358,13 @@ def _quantizer(quantization: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _may_copy(name: str, ours: dict[str, bytes]) -> bool:
+def _may_copy(name: str) -> bool:
     """Whether an asset is a plain file name that nothing of ours has."""
     if name != Path(name).name or name in ("", ".", ".."):
         return False
     # Some file systems do not tell case apart.
     folded = name.casefold()
-    if folded in {other.casefold() for other in ours}:
-        return False
-    if folded == JOURNAL or folded.endswith(".tmp"):
+    if folded in {*_OURS, JOURNAL} or folded.endswith(".tmp"):
         return False
     return ".safetensors" not in folded
 

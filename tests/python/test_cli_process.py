@@ -115,7 +115,7 @@ def heed_interrupts() -> None:
 def test_ctrl_c(tmp_path: Path, model: Path) -> None:
     """A real signal, early and late in a conversion of half a second."""
     out = tmp_path / "out"
-    journal = tmp_path / "out.partial" / JOURNAL
+    journal = tmp_path / "out.mlx-entropy-partial" / JOURNAL
     argv = ("convert", model, out, "--shard-size", "200KB")
     for delay in (0.0, 0.03, 0.11, 0.17):
         before = written(journal)
@@ -137,6 +137,6 @@ def test_ctrl_c(tmp_path: Path, model: Path) -> None:
         assert "Traceback" not in errors
     done = shell('"$@"', *argv)
     assert done.returncode == 0
-    assert "continuing out.partial" in done.stderr
+    assert "continuing out.mlx-entropy-partial" in done.stderr
     assert shell('"$@"', "verify", out, "--against", model).returncode == 0
     assert not journal.exists()

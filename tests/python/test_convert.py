@@ -48,7 +48,7 @@ def test_round_trip(tmp_path: Path, options: dict) -> None:
     assert tiny.digests(model) == before
     assert report.coded_bytes < report.source_bytes
     assert verify(tmp_path / "out", model).identical
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out.mlx-entropy-partial").exists()
     config = config_of(tmp_path / "out")
     assert "quantization" not in config
     assert "quantization_config" not in config
@@ -180,7 +180,7 @@ def test_converted_models_are_no_source(tmp_path: Path, model: Path) -> None:
 def test_missing_source(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         convert(tmp_path / "nothing", tmp_path / "out")
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out.mlx-entropy-partial").exists()
 
 
 @pytest.mark.parametrize("head", ["affine", "mxfp4", "mxfp8", "float"])

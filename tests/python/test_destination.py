@@ -12,7 +12,7 @@ import pytest
 
 from helpers import tiny
 from mlx_entropy.conversion import convert
-from mlx_entropy.destination import JOURNAL, Destination
+from mlx_entropy.destination import JOURNAL, PARTIAL_SUFFIX, Destination
 from mlx_entropy.progress import Progress
 from mlx_entropy.verification import verify
 
@@ -40,7 +40,7 @@ def test_continues_after_a_stop(tmp_path: Path, model: Path, stop: int) -> None:
             model, broken, shard_bytes=SMALL_SHARDS, progress=stop_after(stop)
         )
     assert not broken.exists()
-    partial = tmp_path / "broken.partial"
+    partial = tmp_path / "broken.mlx-entropy-partial"
     kept = {
         file.name: file.stat().st_ino for file in partial.glob("*.safetensors")
     }
@@ -62,7 +62,7 @@ def test_a_killed_process_leaves_rubbish(tmp_path: Path, model: Path) -> None:
     """Temporary files and a half-written journal are cleared away."""
     with pytest.raises(Stopped):
         convert(model, tmp_path / "out", progress=stop_after(2))
-    partial = tmp_path / "out.partial"
+    partial = tmp_path / "out.mlx-entropy-partial"
     (partial / "model.safetensors.tmp").write_bytes(b"half")
     (partial / f"{JOURNAL}.tmp").write_bytes(b"{")
     convert(model, tmp_path / "out")
@@ -73,7 +73,7 @@ def test_a_killed_process_leaves_rubbish(tmp_path: Path, model: Path) -> None:
 def test_a_damaged_journal_starts_again(tmp_path: Path, model: Path) -> None:
     with pytest.raises(Stopped):
         convert(model, tmp_path / "out", progress=stop_after(2))
-    (tmp_path / "out.partial" / JOURNAL).write_text("{")
+    (tmp_path / "out.mlx-entropy-partial" / JOURNAL).write_text("{")
     states: list[Progress] = []
     convert(model, tmp_path / "out", progress=states.append)
     assert "starting again" in (states[0].note or "")
@@ -88,7 +88,7 @@ def test_a_short_shard_is_written_again(tmp_path: Path, model: Path) -> None:
             shard_bytes=SMALL_SHARDS,
             progress=stop_after(14),
         )
-    first = min((tmp_path / "out.partial").glob("*.safetensors"))
+    first = min((tmp_path / "out.mlx-entropy-partial").glob("*.safetensors"))
     os.truncate(first, 100)
     convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
     assert verify(tmp_path / "out", model).identical
@@ -111,7 +111,7 @@ def test_partial_of_another_source(tmp_path: Path, model: Path) -> None:
 
 
 def test_foreign_partial_is_not_cleared(tmp_path: Path, model: Path) -> None:
-    letter = tmp_path / "out.partial" / "letter.txt"
+    letter = tmp_path / "out.mlx-entropy-partial" / "letter.txt"
     letter.parent.mkdir()
     letter.write_text("mine")
     with pytest.raises(ValueError, match="not made by mlx-entropy"):
@@ -156,7 +156,7 @@ def test_a_failed_rename_keeps_the_old(
     rename = os.rename
 
     def failing(source: Path, target: Path) -> None:
-        if Path(source).suffix == ".partial":
+        if Path(source).suffix == PARTIAL_SUFFIX:
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
@@ -229,7 +229,7 @@ def test_full_disk(
     with pytest.raises(OSError, match="No space left on device"):
         convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
     assert not (tmp_path / "out").exists()
-    assert not list((tmp_path / "out.partial").glob("*.tmp"))
+    assert not list((tmp_path / "out.mlx-entropy-partial").glob("*.tmp"))
     monkeypatch.undo()
     convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
     convert(model, tmp_path / "whole", shard_bytes=SMALL_SHARDS)

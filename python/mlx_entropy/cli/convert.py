@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from .arguments import add_json, add_quiet, add_verb, byte_size
@@ -18,8 +19,8 @@ _EXAMPLES = """\
 _DESCRIPTION = """\
 Write an entropy-coded copy of a model, one layer in memory at a time. The
 source is never changed, and every bit of it can be got back (see `verify`).
-Work goes on in DST.partial; after Ctrl-C, a crash or a full disk the same
-command continues where it stopped.
+Work goes on in DST.mlx-entropy-partial; after Ctrl-C, a crash or a full disk
+the same command continues where it stopped.
 """
 
 
@@ -48,7 +49,8 @@ def configure(subparsers: Any) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace an earlier conversion at DST once the new one is done",
+        help="replace an earlier conversion at DST once the new one is done; "
+        "refused if other files were put into it",
     )
     parser.add_argument(
         "--shard-size",
@@ -75,4 +77,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         print(report.summary())
+        if args.quiet:  # Progress has shown them.
+            for warning in report.warnings:
+                print(f"mlx-entropy: warning: {warning}", file=sys.stderr)
     return 0
