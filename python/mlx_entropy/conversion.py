@@ -27,15 +27,14 @@ from .model_format import (
 from .progress import Progress, ProgressCallback
 from .shards import Shard, ShardWriter, header_room, plan_shards
 from .sources import open_source
-from .sources.base import Module, Source, SourceError
+from .sources.base import Module, Source, SourceError, stays_inside
 from .sources.safetensors_file import read_header
+from .sources.side_files import INDEX
 from .tensors import bits_per_weight
 
 # Bytes of the source a shard. Memory does not depend on it, since tensors
 # are written as they are coded; an interruption loses at most one shard.
 DEFAULT_SHARD_BYTES = 1 << 30
-
-INDEX = "model.safetensors.index.json"
 
 # Side files of the source do not replace these.
 _OURS = ("config.json", MODEL_FILE, INDEX)
@@ -156,12 +155,14 @@ class _Conversion:
         self.sizes = {module.path: module.nbytes for module in layout}
         self.records: list[ModuleRecord] = []
         # Read first: what is wrong with them should not be found at the end.
+        assets = source.assets()
         self.assets = {
             name: content
-            for name, content in source.assets().files.items()
+            for name, content in assets.files.items()
             if _may_copy(name)
         }
         self.warnings: list[str] = []
+        self._early_warnings = tuple(assets.warnings)
         self._progress = progress
         self._shard_bytes = shard_bytes
         self._done_bytes = 0
@@ -170,6 +171,8 @@ class _Conversion:
     def run(self) -> ConversionReport:
         started = time.perf_counter()
         finished = self._resume()
+        for warning in self._early_warnings:
+            self._warn(warning)
         skip = frozenset(
             path for shard in self.plan[:finished] for path in shard.paths
         )
@@ -359,8 +362,8 @@ def _quantizer(quantization: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _may_copy(name: str) -> bool:
-    """Whether an asset is a plain file name that nothing of ours has."""
-    if name != Path(name).name or name in ("", ".", ".."):
+    """Whether an asset stays in its folder and has no name of ours."""
+    if not stays_inside(name):
         return False
     # Some file systems do not tell case apart.
     folded = name.casefold()

@@ -264,6 +264,8 @@ class Destination:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            if path.parent != self.partial:
+                sync_directory(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -14,7 +14,7 @@ import mlx.core as mx
 from .destination import DestinationError
 from .progress import Progress, ProgressCallback
 from .shards import ShardWriter, header_room
-from .sources.base import Module, Source, SourceError
+from .sources.base import Module, Source, SourceError, stays_inside
 
 MARKER = "mlx-entropy-stock.json"
 """Says which source a stock copy is of, and whether it is complete."""
@@ -63,7 +63,8 @@ def write_stock(
     files = dict(source.assets().files)
     files["config.json"] = (json.dumps(source.config, indent=4) + "\n").encode()
     for name, content in files.items():
-        if name == Path(name).name:
+        if stays_inside(name):
+            (target / name).parent.mkdir(exist_ok=True)
             (target / name).write_bytes(content)
     _mark(target, source, complete=True)
     nbytes = (target / _WEIGHTS).stat().st_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -48,9 +48,14 @@ class Layout:
 
 @dataclass
 class Assets:
-    """Small files to write beside the weights: file name -> content."""
+    """Small files to write beside the weights: file name -> content.
+
+    A name may be in a folder ("folder/name"). `warnings` are sentences about
+    what was left out or is odd.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 class Source(Protocol):
@@ -84,6 +89,13 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
+
+
+def stays_inside(name: str) -> bool:
+    """Whether the name of an asset is one of a file below its folder."""
+    path = PurePosixPath(name)
+    parts = name.split("/")
+    return not path.is_absolute() and not {"", ".", ".."} & set(parts)
 
 
 def quoted(text: str) -> str:

@@ -14,22 +14,8 @@ import mlx.core as mx
 from ..model_format import full_name, is_marked
 from ..tensors import is_switch, unpacked_shape
 from .base import Assets, Layout, Module, SourceError, quoted, read_bytes
-from .safetensors_file import read_header
-
-# What mlx-lm downloads beside the weights.
-_ASSET_PATTERNS = (
-    "*.json",
-    "*.jsonl",
-    "*.jinja",
-    "*.py",
-    "*.txt",
-    "*.tiktoken",
-    "tokenizer.model",
-)
-# config.json is rewritten; hf_quant_config.json describes weights that
-# mlx-lm's loader has already changed.
-_NOT_ASSETS = ("config.json", "hf_quant_config.json")
-_ASSET_LIMIT = 256 << 20
+from .safetensors_file import StoredTensor, read_header
+from .side_files import WeightIndex, read_side_files, refuse_broken_link
 
 _CHANGED = "mlx-lm changes it on loading"
 
@@ -46,11 +32,16 @@ class DirectorySource:
         self._path = path
         self._stored_config = _read_config(path)
         digest = hashlib.sha256(read_bytes(path / "config.json"))
+        stored: dict[str, StoredTensor] = {}
         for file in _weight_files(path):
+            refuse_broken_link(file)
             status = file.stat()
             identity = (file.name, status.st_size, status.st_mtime_ns)
-            digest.update(repr((identity, read_header(file))).encode())
+            header = read_header(file)
+            digest.update(repr((identity, header)).encode())
+            stored.update(header)
         self.fingerprint = digest.hexdigest()
+        self._index = WeightIndex(path, stored)
         modules, config = self._load()
         self._layout = [Layout(each.path, each.nbytes) for each in modules]
         # mlx-lm turns other packages' quantization into its own on loading,
@@ -79,20 +70,11 @@ class DirectorySource:
                 yield modules.pop()
 
     def assets(self) -> Assets:
-        """The files mlx-lm needs beside config.json and the weights."""
-        files = {}
-        for pattern in _ASSET_PATTERNS:
-            for file in sorted(self._path.glob(pattern)):
-                if (
-                    file.name in _NOT_ASSETS
-                    or file.name.endswith(".index.json")
-                    or not file.is_file()
-                ):
-                    continue
-                if file.stat().st_size > _ASSET_LIMIT:
-                    raise SourceError(f"{file} is too large for a side file")
-                files[file.name] = read_bytes(file)
-        return Assets(files)
+        """The files that a loader may want beside config.json and weights."""
+        assets = read_side_files(self._path)
+        if self._index.warning is not None:
+            assets.warnings.insert(0, self._index.warning)
+        return assets
 
     def _load(self) -> tuple[list[Module], dict[str, Any]]:
         """Every module with lazy arrays, and the config after loading."""
@@ -104,6 +86,8 @@ class DirectorySource:
             changed = _changed_on_loading(model, modules)
         except Exception as error:  # Models' own code may raise anything.
             reason = " ".join(str(error).split()) or type(error).__name__
+            if self._index.missing is not None:
+                reason = f"it lacks {quoted(self._index.missing)}; {reason}"
             raise SourceError(
                 f"mlx-lm cannot load {self._path}: {reason[:300]}"
             ) from error
@@ -199,6 +183,7 @@ def _quantization(module: Any) -> dict[str, Any] | None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
+    refuse_broken_link(file)
     if not file.is_file():
         present = sorted(each.name for each in path.glob("*.gguf"))
         hint = f" (to read {present[0]}, name that file)" if present else ""
@@ -212,20 +197,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """model*.safetensors, as mlx-lm selects them; none of them missing."""
+    """model*.safetensors, as mlx-lm selects them."""
     files = sorted(path.glob("model*.safetensors"))
     if not files:
         raise SourceError(f"{path} has no model*.safetensors")
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        content = _read_json(index)
-        shards = content.get("weight_map") if isinstance(content, dict) else 0
-        if not isinstance(shards, dict):
-            raise SourceError(f"{index} has no weight_map")
-        missing = {str(shard) for shard in shards.values()}
-        missing -= {file.name for file in files}
-        if missing:
-            raise SourceError(f"{path} lacks {quoted(min(missing))}")
     return files
 
 
