@@ -145,6 +145,16 @@ void gather_rows(const PreparedMatrix& matrix,
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(),
             [&](size_t a, size_t b) { return indices[a] < indices[b]; });
+  const auto end_of_rows =
+      std::find_if(order.begin(), order.end(),
+                   [&](size_t i) { return indices[i] >= header.rows; });
+  if (end_of_rows != order.end()) {
+    const std::vector<float> zeros(header.cols);
+    for (auto it = end_of_rows; it != order.end(); ++it) {
+      copy_from_float(zeros.data(), zeros.size(), out, *it * header.cols);
+    }
+    order.erase(end_of_rows, order.end());
+  }
   const std::vector<size_t> starts = run_starts(order.size(), [&](size_t i) {
     return indices[order[i]] / header.tile_rows;
   });

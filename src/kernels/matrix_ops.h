@@ -28,6 +28,9 @@ struct ConstFloatArray {
   const void* data;
 };
 
+// An index that no matrix has: rows are counted in 32 bits.
+inline constexpr uint32_t kOutOfRange = UINT32_MAX;
+
 // y = x W^T: x [batch, cols], y [batch, rows]. Sums are in float32.
 void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
               FloatArray y);
@@ -49,9 +52,10 @@ void multiply_blocks(const PreparedMatrix& matrix, uint32_t block_rows,
 // Every multiple of block_rows starts a tile.
 bool rows_start_tiles(const MatrixHeader& header, uint32_t block_rows);
 
-// Rows `indices` of W, each below header().rows, as [n, cols]. With the type
-// of the scales (or values) this rounds after the product and after the sum,
-// as MLX's dequantize does; to another type it rounds once, from float32.
+// Rows `indices` of W as [n, cols], zeros for one that W does not have. With
+// the type of the scales (or values) this rounds after the product and after
+// the sum, as MLX's dequantize does; to another type it rounds once, from
+// float32.
 void gather_rows(const PreparedMatrix& matrix,
                  std::span<const uint32_t> indices, FloatArray out);
 

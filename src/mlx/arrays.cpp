@@ -1,7 +1,11 @@
 #include "mlx/arrays.h"
 
 #include <cstring>
+#include <new>
 #include <stdexcept>
+#include <utility>
+
+#include "mlx/allocator.h"
 
 namespace mlx_entropy {
 
@@ -27,6 +31,14 @@ mx::Dtype dtype(FloatType type) {
 
 void fail(const char* op, const std::string& what) {
   throw std::invalid_argument("[" + std::string(op) + "] " + what);
+}
+
+void allocate(mx::array& out) {
+  mx::allocator::Data data = mx::allocator::malloc(out.nbytes());
+  if (data.buffer().ptr() == nullptr && out.nbytes() > 0) {
+    throw std::bad_alloc();
+  }
+  out.set_data(std::move(data));
 }
 
 const void* dense_data(const mx::array& array, std::vector<uint8_t>* storage) {

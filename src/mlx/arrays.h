@@ -20,6 +20,10 @@ mx::Dtype dtype(FloatType type);
 // "[op] what" as std::invalid_argument, the way MLX reports bad arguments.
 [[noreturn]] void fail(const char* op, const std::string& what);
 
+// Memory for an output, or std::bad_alloc: MLX does not look at what its
+// allocator returns.
+void allocate(mx::array& out);
+
 // The elements of an evaluated array in row-major order: the array's own
 // memory when it is contiguous, else a copy in `storage`.
 const void* dense_data(const mx::array& array, std::vector<uint8_t>* storage);

@@ -38,6 +38,15 @@ void check_indices(const char* op, const mx::array& indices) {
   }
 }
 
+// As int64, which unsigned indices of 64 bits must not turn negative in.
+mx::array wide(const mx::array& indices, mx::Stream stream) {
+  if (indices.dtype() != mx::uint64) {
+    return mx::astype(indices, mx::int64, stream);
+  }
+  const mx::array largest(INT64_MAX, mx::uint64);
+  return mx::astype(mx::minimum(indices, largest, stream), mx::int64, stream);
+}
+
 void check_positive(const char* op, const char* what, int value) {
   if (value <= 0) {
     fail(op,
@@ -94,8 +103,7 @@ mx::array entropy_coded_gather_matmul(const mx::array& x,
       std::move(out_shape), x.dtype(),
       std::make_shared<EntropyCodedGatherMatmul>(stream, output_dims),
       {mx::broadcast_to(x, x_shape, stream), coded,
-       mx::broadcast_to(mx::astype(indices, mx::int64, stream), batch,
-                        stream)});
+       mx::broadcast_to(wide(indices, stream), batch, stream)});
 }
 
 mx::array entropy_coded_embedding(const mx::array& indices,
@@ -111,7 +119,7 @@ mx::array entropy_coded_embedding(const mx::array& indices,
   shape.push_back(dims);
   return mx::array(std::move(shape), dtype,
                    std::make_shared<EntropyCodedEmbedding>(stream, dims, dtype),
-                   {mx::astype(indices, mx::int64, stream), coded});
+                   {wide(indices, stream), coded});
 }
 
 mx::array entropy_dequantize(const mx::array& coded, int rows, int cols,

@@ -5,7 +5,6 @@
 #include <stdexcept>
 
 #include "kernels/matrix_ops.h"
-#include "mlx/allocator.h"
 #include "mlx/arrays.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/coded_ops.h"
@@ -40,11 +39,18 @@ std::shared_ptr<const PreparedMatrix> open(const char* op,
   return matrix.value();
 }
 
-// Allocates the output and schedules task(matrix inputs..., output) on the
-// stream's thread; the encoder keeps the arrays' memory alive until then.
+// Allocates the output and schedules task(output) on the stream's thread; the
+// caller of eval keeps the arrays' memory alive until then.
+//
+// What a task throws, MLX rethrows to whoever waits for the result, which may
+// be a thread of a server that serves others as well. So nothing that comes
+// with a request may make a task throw. What is left: coded bytes that do not
+// fit the layer or are damaged, of which the loader has none (it validates
+// what it loads), so that somebody has put them there since; and memory that
+// runs out.
 void dispatch(mx::Stream stream, const std::vector<mx::array>& inputs,
               mx::array& out, std::function<void(mx::array&)> task) {
-  out.set_data(mx::allocator::malloc(out.nbytes()));
+  allocate(out);
   auto& encoder = mx::cpu::get_command_encoder(stream);
   for (const mx::array& input : inputs) encoder.set_input_array(input);
   encoder.set_output_array(out);
@@ -52,23 +58,38 @@ void dispatch(mx::Stream stream, const std::vector<mx::array>& inputs,
                                                 out)]() mutable { task(out); });
 }
 
-// int64 indices, those from -count to -1 counted from the end.
-std::vector<uint32_t> checked_indices(const char* op, const mx::array& indices,
-                                      int64_t count) {
+// Rows that int64 indices name, as stock MLX's take has it: those from -count
+// to -1 are counted from the end. Where stock reads memory that is not its own,
+// kOutOfRange. Not an error: nobody may be there to catch it.
+std::vector<uint32_t> rows_to_take(const mx::array& indices, int64_t count) {
   std::vector<uint8_t> storage;
   const auto* const data =
       static_cast<const int64_t*>(dense_data(indices, &storage));
-  std::vector<uint32_t> checked(indices.size());
-  for (size_t i = 0; i < checked.size(); ++i) {
+  std::vector<uint32_t> rows(indices.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
     const int64_t index = data[i] < 0 ? data[i] + count : data[i];
-    if (index < 0 || index >= count) {
-      throw std::out_of_range("[" + std::string(op) + "] index " +
-                              std::to_string(data[i]) +
-                              " is out of range for " + std::to_string(count));
-    }
-    checked[i] = static_cast<uint32_t>(index);
+    const bool in_range = index >= 0 && index < count;
+    rows[i] = in_range ? static_cast<uint32_t>(index) : kOutOfRange;
   }
-  return checked;
+  return rows;
+}
+
+// Blocks that int64 indices name, modulo their number as in stock MLX's
+// gather_qmm and gather_mm (which read elsewhere where a remainder is
+// negative).
+std::vector<uint32_t> blocks_to_multiply(const mx::array& indices,
+                                         int64_t count, size_t repeats) {
+  std::vector<uint8_t> storage;
+  const auto* const data =
+      static_cast<const int64_t*>(dense_data(indices, &storage));
+  std::vector<uint32_t> blocks;
+  blocks.reserve(indices.size() * repeats);
+  for (size_t i = 0; i < indices.size(); ++i) {
+    const int64_t remainder = data[i] % count;
+    const int64_t block = remainder < 0 ? remainder + count : remainder;
+    blocks.insert(blocks.end(), repeats, static_cast<uint32_t>(block));
+  }
+  return blocks;
 }
 
 }  // namespace
@@ -155,13 +176,10 @@ void EntropyCodedGatherMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                fail(kOp, "the matrix is not coded in blocks of " +
                              std::to_string(dims) + " rows");
              }
-             const std::vector<uint32_t> wanted = checked_indices(
-                 kOp, indices, matrix->header().rows / block_rows);
              // An index names the block of all m rows of its slice.
-             const auto m = static_cast<size_t>(x.shape(-2));
-             std::vector<uint32_t> blocks;
-             for (uint32_t block : wanted)
-               blocks.insert(blocks.end(), m, block);
+             const std::vector<uint32_t> blocks =
+                 blocks_to_multiply(indices, matrix->header().rows / block_rows,
+                                    static_cast<size_t>(x.shape(-2)));
              std::vector<uint8_t> storage;
              const void* const data = dense_data(x, &storage);
              const FloatType type = float_type(x.dtype());
@@ -194,8 +212,8 @@ void EntropyCodedEmbedding::eval_cpu(const std::vector<mx::array>& inputs,
             coded = CodedBytes(inputs[1]), dims = dims_](mx::array& out) {
              const auto matrix =
                  open("entropy_coded_embedding", coded, -1, dims);
-             const std::vector<uint32_t> wanted = checked_indices(
-                 "entropy_coded_embedding", indices, matrix->header().rows);
+             const std::vector<uint32_t> wanted =
+                 rows_to_take(indices, matrix->header().rows);
              gather_rows(*matrix, wanted,
                          {float_type(out.dtype()), out.data<void>()});
            });

@@ -4,7 +4,6 @@
 #include <optional>
 #include <stdexcept>
 
-#include "mlx/allocator.h"
 #include "mlx/arrays.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/kv_blocks.h"
@@ -58,7 +57,7 @@ void LlamaStep::eval_cpu(const std::vector<mx::array>& inputs,
                          std::vector<mx::array>& outputs) {
   const mx::array& x = inputs[0];
   mx::array& out = outputs[0];
-  out.set_data(mx::allocator::malloc(out.nbytes()));
+  allocate(out);
   std::vector<Cache> caches;
   caches.reserve(outputs.size() - 1);
   for (size_t i = 1; i < outputs.size(); ++i) {
@@ -68,6 +67,8 @@ void LlamaStep::eval_cpu(const std::vector<mx::array>& inputs,
   auto& encoder = mx::cpu::get_command_encoder(stream());
   for (const mx::array& input : inputs) encoder.set_input_array(input);
   for (mx::array& output : outputs) encoder.set_output_array(output);
+  // Weights, shapes and types were checked when the operation was made, and no
+  // value of x can make this throw; only memory can run out.
   encoder.dispatch([decoder = decoder_, offset = static_cast<size_t>(offset_),
                     x = mx::array::unsafe_weak_copy(x),
                     out = mx::array::unsafe_weak_copy(out),

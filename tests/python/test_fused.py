@@ -170,6 +170,17 @@ def test_without_a_cache(both):
     both(coded(), lambda model: model(TOKENS))
 
 
+@pytest.mark.parametrize("quantization", [AFFINE, None])
+def test_tokens_beyond_the_vocabulary(both, quantization):
+    """Zeros go through the layers, on both paths; nothing is thrown."""
+    vocabulary = llama.CONFIG["vocab_size"]
+    tokens = mx.array([[5, vocabulary, 17, 2**31 - 1, 1]])
+    model = coded(quantization)
+    limit = AFFINE_LIMIT if quantization else 1e-5
+    both(model, lambda model: model(tokens), limit)
+    assert mx.isfinite(model(tokens)).all().item()
+
+
 def test_embeddings_as_input(both):
     both(
         coded(),

@@ -121,8 +121,8 @@ class EntropyCodedEmbedding(EntropyCoded):
     def __call__(self, indices: mx.array) -> mx.array:
         """``[*indices.shape, dims]`` in ``dtype``.
 
-        Negative indices count from the end. One out of range is an error
-        when the result is evaluated.
+        Negative indices count from the end. One out of range gives zeros:
+        the stock layers read what lies there in memory.
         """
         return _ext.entropy_coded_embedding(
             indices, self["coded"], self.dims, self.dtype

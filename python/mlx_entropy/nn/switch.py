@@ -149,15 +149,17 @@ class EntropyCodedSwitchLinear(EntropyCoded):
 
         ``indices`` ``[...]`` names the expert of each leading position;
         leading axes are broadcast against each other. Sorted or not makes no
-        difference: rows of x are grouped by expert either way. An index out
-        of range is an error when the result is evaluated.
+        difference: rows of x are grouped by expert either way. Indices
+        count modulo the experts, as in `mx.gather_mm`.
         """
         self._check_input(x)
         y = _ext.entropy_coded_gather_matmul(
             x, self["coded"], indices, self.output_dims
         )
         if "bias" in self:
-            y = y + mx.expand_dims(self["bias"][indices], -2)
+            # Reading another index would read memory that is not the bias.
+            experts = indices % self.num_experts
+            y = y + mx.expand_dims(self["bias"][experts], -2)
         return y
 
     def _extra_repr(self) -> str:

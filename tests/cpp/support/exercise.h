@@ -2,6 +2,7 @@
 // every target, and compares the targets with each other.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -206,9 +207,14 @@ inline std::string exercise(const Bytes& bytes, bool* accepted) {
     decode_rows(matrix, {0, middle});
     plane_entropies(matrix);
     if (header.scheme == Scheme::kSymbols) continue;
-    const uint32_t wanted[] = {header.rows - 1, 0, middle, 0};
-    std::vector<uint16_t> rows(4 * size_t{header.cols});
+    const uint32_t wanted[] = {header.rows - 1, 0, kOutOfRange, middle, 0};
+    std::vector<uint16_t> rows(5 * size_t{header.cols}, 1);
     gather_rows(matrix, wanted, {FloatType::kBfloat16, rows.data()});
+    const auto missing = rows.begin() + 2 * static_cast<long>(header.cols);
+    if (std::any_of(missing, missing + header.cols,
+                    [](uint16_t bits) { return bits != 0; })) {
+      return name + ": a row out of range is not zeros";
+    }
     if (std::string what = check_products(matrix); !what.empty()) {
       return name + ": " + what;
     }

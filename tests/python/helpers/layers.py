@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 BITS = [2, 3, 4, 5, 6, 8]
 GROUPS = [32, 64, 128]
@@ -9,6 +10,11 @@ DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 # What stock MLX itself may be off by: it accumulates in the type of x.
 COARSE = {mx.float32: 1e-3, mx.float16: 1e-2, mx.bfloat16: 5e-2}
 IN, OUT = 384, 49
+
+
+def integers(values, dtype):
+    """An array of Python integers of any size that the type has."""
+    return mx.array(np.array(values, dtype=dtype_id(dtype)))
 
 
 def dtype_id(value):
