@@ -22,9 +22,16 @@ if TYPE_CHECKING:
         transcode,
         validate,
     )
+    from .checksums import seal
     from .conversion import convert
     from .inspection import inspect
-    from .loading import load, model_classes, register, unregister
+    from .loading import (
+        load,
+        model_classes,
+        model_classes_of,
+        register,
+        unregister,
+    )
     from .nn import (
         EntropyCodedEmbedding,
         EntropyCodedLinear,
@@ -55,7 +62,9 @@ __all__ = [
     "inspect",
     "load",
     "model_classes",
+    "model_classes_of",
     "register",
+    "seal",
     "transcode",
     "unfuse",
     "unregister",
@@ -75,7 +84,9 @@ _HOMES = {
     "inspect": "inspection",
     "load": "loading",
     "model_classes": "loading",
+    "model_classes_of": "loading",
     "register": "loading",
+    "seal": "checksums",
     "unfuse": "nn",
     "unregister": "loading",
     "verify": "verification",

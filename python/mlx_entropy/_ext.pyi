@@ -274,6 +274,12 @@ class LlamaDecoder:
         given are not kept.
         """
 
+def xxh64(data: Any) -> int:
+    """XXH64, seed 0, of the bytes of any object with a contiguous buffer.
+
+    BufferError or TypeError for other objects. The GIL is released.
+    """
+
 def targets() -> list[str]:
     """Targets this machine can run, best first; "scalar" is always last."""
 

@@ -15,9 +15,11 @@ from typing import Any
 import mlx.core as mx
 
 from ._version import version
+from .checksums import as_json, checksums_of
 from .coding import ConvertedTensor, ModuleRecord, code_module
 from .destination import JOURNAL, Destination
 from .model_format import (
+    CHECKSUM_FILE,
     CONFIG_KEY,
     FORMAT_VERSION,
     MODEL_FILE,
@@ -27,7 +29,14 @@ from .model_format import (
 from .progress import Progress, ProgressCallback
 from .shards import Shard, ShardWriter, header_room, plan_shards
 from .sources import open_source
-from .sources.base import Module, Source, SourceError, stays_inside
+from .sources.base import (
+    Contents,
+    Module,
+    Source,
+    SourceError,
+    left_out_lines,
+    stays_inside,
+)
 from .sources.safetensors_file import read_header
 from .sources.side_files import INDEX
 from .tensors import bits_per_weight
@@ -37,20 +46,23 @@ from .tensors import bits_per_weight
 DEFAULT_SHARD_BYTES = 1 << 30
 
 # Side files of the source do not replace these.
-_OURS = ("config.json", MODEL_FILE, INDEX)
+_OURS = ("config.json", MODEL_FILE, INDEX, CHECKSUM_FILE)
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did; bytes are those of the stored tensors.
+    """What a conversion did.
 
-    `warnings` are sentences about what the user may want to mend.
+    `contents` are the tensors of the source's files; bytes are those that
+    tensors take in files. `warnings` are sentences about what the user may
+    want to mend.
     """
 
     source: str
     destination: str
     tensors: tuple[ConvertedTensor, ...]
     seconds: float
+    contents: Contents
     warnings: tuple[str, ...] = ()
 
     @property
@@ -59,7 +71,8 @@ class ConversionReport:
 
     @property
     def source_bytes(self) -> int:
-        return sum(row.source_bytes for row in self.tensors)
+        """Those of the file's tensors that the converted model holds."""
+        return self.contents.kept_bytes
 
     @property
     def coded_bytes(self) -> int:
@@ -80,6 +93,9 @@ class ConversionReport:
             "bits_per_weight": self.bits_per_weight,
             "seconds": self.seconds,
             "warnings": list(self.warnings),
+            "file_tensors": self.contents.tensors,
+            "file_bytes": self.contents.nbytes,
+            "left_out": [vars(each) for each in self.contents.left_out],
             "tensors": [vars(row) for row in self.tensors],
         }
 
@@ -106,6 +122,7 @@ class ConversionReport:
             f"  {count} raw ({sizes[reason] / 1e6:.2f} MB): {reason}"
             for reason, count in raw.most_common()
         ]
+        lines += left_out_lines(self.contents.left_out)
         return "\n".join(lines)
 
 
@@ -116,6 +133,7 @@ def convert(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: ProgressCallback | None = None,
     overwrite: bool = False,
+    as_loaded: bool = False,
 ) -> ConversionReport:
     """Write an entropy-coded copy of a model, bit for bit recoverable.
 
@@ -126,11 +144,16 @@ def convert(
     conversion at `destination` is replaced once the new one is complete,
     unless it holds files that its conversion did not write.
 
+    Every tensor of the source's files is kept bit for bit, or in the report's
+    `contents.left_out`. A source is refused when mlx-lm turns some of its
+    tensors into another type, as 8-bit floats; with `as_loaded` the model is
+    converted as mlx-lm loads it, and those tensors are left out.
+
     SourceError if the source cannot be read, ValueError if the destination
     must not be written, OSError if writing fails.
     """
     if isinstance(source, (str, os.PathLike)):
-        source = open_source(os.fspath(source))
+        source = open_source(os.fspath(source), as_loaded=as_loaded)
     target = Destination(destination, source.name, overwrite)
     try:
         return _Conversion(source, target, shard_bytes, progress).run()
@@ -189,6 +212,7 @@ class _Conversion:
             str(self.target.path),
             rows,
             seconds,
+            self.source.contents,
             tuple(self.warnings),
         )
 
@@ -271,6 +295,8 @@ class _Conversion:
         }
         for name, content in {**self.assets, **ours}.items():
             self.target.write(name, content)
+        sums = checksums_of(self.target.partial, but=JOURNAL)
+        self.target.write(CHECKSUM_FILE, as_json(sums))
 
     def _config(self) -> dict[str, Any]:
         config = converted_config(self.source.config, self.records)
@@ -292,6 +318,7 @@ class _Conversion:
                 for record in self.records
                 if record.kind == "switch" and record.coded
             },
+            "left_out": [vars(each) for each in self.source.contents.left_out],
             "raw": {
                 record.path: {"kind": record.kind, "reason": record.reason}
                 for record in self.records

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .files import sync_directory
+from .files import sync_directory, write_atomically
 from .model_format import CONFIG_KEY, is_converted, marked_config
 
 JOURNAL = "mlx-entropy-journal.json"
@@ -257,18 +257,9 @@ class Destination:
         """Write a small file so that it is either whole or absent."""
         path = self.partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            if path.parent != self.partial:
-                sync_directory(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(path, content)
+        if path.parent != self.partial:
+            sync_directory(path.parent)
 
     def _write_journal(self) -> None:
         self.write(JOURNAL, json.dumps(self._journal).encode())

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _ext
+from .checksums import check
 from .coding import raw_reason
 from .model_format import CODED, full_name
 from .progress import Progress, ProgressCallback
+from .sources.base import LeftOut
 from .sources.safetensors_file import StoredTensor
 from .stored import StoredModel
 from .tensors import (
@@ -70,12 +72,16 @@ class Totals:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What a converted directory holds; `file_bytes` includes headers."""
+    """What a converted directory holds; `file_bytes` includes headers.
+
+    `left_out` are tensors of the source's files that it does not hold.
+    """
 
     model: str
     format_version: int
     file_bytes: int
     tensors: tuple[InspectedTensor, ...]
+    left_out: tuple[LeftOut, ...]
 
     @property
     def total(self) -> Totals:
@@ -104,6 +110,7 @@ class ModelReport:
             "coded_bytes": total.coded_bytes,
             "bits_per_weight": total.bits_per_weight,
             "entropy_bits": total.entropy_bits,
+            "left_out": [vars(tensor) for tensor in self.left_out],
             "total": vars(total),
             "linear": vars(self.linear),
             "embedding": vars(self.embedding),
@@ -120,10 +127,11 @@ def inspect(
     """Measure every tensor of a converted model directory.
 
     Coded matrices are decoded one at a time to measure their entropy.
-    SourceError if the directory is not a converted model or damaged,
-    ValueError if a coded matrix is.
+    SourceError if the directory is not a converted model or any byte of it is
+    not as it was written, ValueError if a coded matrix is damaged.
     """
     model = StoredModel(os.fspath(model_dir))
+    check(model.path)
     names = _Names(model)
     modules = list(model.modules())
     total_bytes = sum(tensor.nbytes for tensor in model.tensors.values())
@@ -141,6 +149,7 @@ def inspect(
         model.about["format_version"],
         sum(file.stat().st_size for file in model.files),
         tuple(rows),
+        model.left_out,
     )
 
 

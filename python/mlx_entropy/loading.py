@@ -24,6 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import _ext
+from .checksums import check, checks_on_loading
 from .model_format import CODECS, CODED, Config, check_format, marked_config
 from .nn.coded import EntropyCoded
 from .nn.embedding import EntropyCodedEmbedding
@@ -46,6 +47,7 @@ _stock: Any = None
 
 _CODEC_VARIABLE = "MLX_ENTROPY_CODEC"
 _codec: ContextVar[str | None] = ContextVar("codec", default=None)
+_checksums = ContextVar("checksums", default=True)
 
 
 def load(
@@ -53,6 +55,7 @@ def load(
     *,
     codec: str | None = None,
     fused: bool = True,
+    checksums: bool = True,
     **kwargs: Any,
 ) -> tuple[Any, ...]:
     """`mlx_lm.load` that also understands converted models.
@@ -69,6 +72,9 @@ def load(
         fused (bool): Whether a converted llama model runs its decoder layers
             as one operation where it can. Like ``MLX_ENTROPY_FUSED=0`` in the
             environment, False leaves every operation to mlx-lm.
+        checksums (bool): Whether a converted model is refused when a byte of
+            it is not as it was written. Like ``MLX_ENTROPY_CHECKSUMS=0`` in
+            the environment, False only checks coded tensors.
         kwargs: Those of `mlx_lm.load`.
 
     Returns:
@@ -76,8 +82,9 @@ def load(
 
     Raises:
         ValueError: A coded tensor is damaged or does not fit its layer (the
-            message names it; no kernel has run), parameters are missing or
-            unknown, or the format is newer than this package.
+            message names it; no kernel has run), a file or another tensor is
+            not as it was written, parameters are missing or unknown, or the
+            format is newer than this package.
     """
     import mlx_lm.utils
 
@@ -85,10 +92,12 @@ def load(
         _check_codec(codec)
     codec_token = _codec.set(codec)
     fused_token = _fused.set(fused)
+    checksums_token = _checksums.set(checksums)
     try:
         with _wrapped():
             return mlx_lm.utils.load(str(path), **kwargs)
     finally:
+        _checksums.reset(checksums_token)
         _fused.reset(fused_token)
         _codec.reset(codec_token)
 
@@ -127,6 +136,27 @@ def unregister() -> None:
         was_registered, _registered = _registered, False
         if was_registered and not _loading:
             _uninstall()
+
+
+def model_classes_of(directory: str | Path) -> Classes:
+    """`model_classes` of a converted directory, whose checksums are checked.
+
+    Raises:
+        ValueError: As `model_classes`; or a file is not as it was written,
+            which the message names.
+    """
+    config = _checked_config(Path(directory))
+    if config is None:
+        raise ValueError(f"{directory} is not entropy-coded")
+    return model_classes(config)
+
+
+def _checked_config(directory: Path) -> Config | None:
+    """config.json of a converted model of which no byte has changed."""
+    config = marked_config(directory)
+    if config is not None and _checksums.get() and checks_on_loading():
+        check(directory)
+    return config
 
 
 def model_classes(
@@ -310,9 +340,11 @@ def _wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
     def load_model(
         model_path: Path, *args: Any, **kwargs: Any
     ) -> tuple[nn.Module, Config]:
-        config = marked_config(model_path)
         # Somebody's wrapper around this one may outlive `unregister`.
-        if config is None or not (_registered or _loading):
+        if not (_registered or _loading):
+            return stock(model_path, *args, **kwargs)
+        config = _checked_config(Path(model_path))
+        if config is None:
             return stock(model_path, *args, **kwargs)
         check_format(config)
         given = _by_name(*args, **kwargs)

@@ -21,22 +21,23 @@ CODECS = ("auto", "rans", "tree", "flat")
 CODED = "coded"
 """A coded matrix is the parameter `<path>.coded`, for `<path>.weight`."""
 
+CHECKSUM_FILE = "mlx_entropy_checksums.json"
+"""Digests of every stored tensor and of every other file (`checksums`)."""
+
 MODEL_FILE = "mlx_entropy_model.py"
 """What ``config["model_file"]`` names: mlx-lm's way in without `register`."""
 
 MODEL_FILE_SOURCE = '''\
 """Lets mlx-lm load this model when it is told to trust remote code."""
 
-import json
 from pathlib import Path
 
 try:
-    from mlx_entropy import model_classes
+    from mlx_entropy import model_classes_of
 except ModuleNotFoundError as error:
     raise ImportError("to load this model: pip install mlx-entropy") from error
 
-_config = Path(__file__).with_name("config.json").read_text("utf-8")
-Model, ModelArgs = model_classes(json.loads(_config))
+Model, ModelArgs = model_classes_of(Path(__file__).parent)
 '''
 
 
@@ -46,12 +47,23 @@ def full_name(path: str, parameter: str) -> str:
 
 
 def marked_config(directory: str | os.PathLike[str]) -> Config | None:
-    """config.json of a converted model, None for any other directory."""
+    """config.json of a converted model, None for any other directory.
+
+    ValueError for a converted model whose config.json is damaged.
+    """
+    path = Path(directory)
     try:
-        config = json.loads((Path(directory) / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return config if is_marked(config) else None
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if is_marked(config):
+        return config
+    if (path / CHECKSUM_FILE).is_file():
+        raise ValueError(
+            f"{path / 'config.json'} is damaged: it does not say any more that "
+            "the model is entropy-coded"
+        )
+    return None
 
 
 def is_marked(config: object) -> bool:
@@ -61,7 +73,10 @@ def is_marked(config: object) -> bool:
 
 def is_converted(directory: str | os.PathLike[str]) -> bool:
     """Whether mlx-entropy wrote the model directory."""
-    return marked_config(directory) is not None
+    try:
+        return marked_config(directory) is not None
+    except ValueError:  # Damaged, but ours.
+        return True
 
 
 def check_format(config: Config) -> None:

@@ -10,17 +10,18 @@ from typing import Any
 import mlx.core as mx
 
 from .model_format import CONFIG_KEY, check_format, marked_config
-from .sources.base import SourceError
+from .sources.base import LeftOut, SourceError
 from .sources.safetensors_file import StoredTensor, read_header
 
 
 class StoredModel:
     """A directory that `convert` wrote; ValueError if it is not one.
 
-    Names and sizes come from the file headers; data is read by `load`.
+    Names and sizes come from the file headers; data is read by `load`. A model
+    that lacks tensors of its index is refused unless `incomplete`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, incomplete: bool = False) -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise SourceError(f"no model directory at {self.path}")
@@ -33,9 +34,24 @@ class StoredModel:
         check_format(config)
         self.config = config
         self.about: dict[str, Any] = self.config[CONFIG_KEY]
+        self.left_out = self._left_out()
         self.files = sorted(self.path.glob("model*.safetensors"))
         self.tensors = self._headers()
+        index = self.path / "model.safetensors.index.json"
+        if index.is_file() and not incomplete:
+            self._check_index(index, self.tensors)
         self._open: tuple[str, dict[str, mx.array]] = ("", {})
+
+    def _left_out(self) -> tuple[LeftOut, ...]:
+        """Tensors of the source that are not here; old models name none."""
+        try:
+            return tuple(
+                LeftOut(**tensor) for tensor in self.about.get("left_out", ())
+            )
+        except TypeError:
+            raise SourceError(
+                f"{self.path / 'config.json'}: {CONFIG_KEY}.left_out is damaged"
+            ) from None
 
     def _headers(self) -> dict[str, StoredTensor]:
         tensors: dict[str, StoredTensor] = {}
@@ -46,9 +62,6 @@ class StoredModel:
                         f"{name} is in {tensors[name].file} and {file.name}"
                     )
                 tensors[name] = tensor
-        index = self.path / "model.safetensors.index.json"
-        if index.is_file():
-            self._check_index(index, tensors)
         if not tensors:
             raise SourceError(f"{self.path} holds no model*.safetensors")
         return tensors

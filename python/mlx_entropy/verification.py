@@ -9,10 +9,11 @@ from typing import Any
 import mlx.core as mx
 
 from . import _ext
+from .checksums import has_checksums, problems
 from .model_format import CODED, full_name
 from .progress import Progress, ProgressCallback
 from .sources import open_source
-from .sources.base import Module, Source
+from .sources.base import LeftOut, Module, Source
 from .stored import StoredModel
 from .tensors import as_bits, dtype_name
 
@@ -27,13 +28,18 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Outcome of `verify`; `tensors` and `nbytes` count the source's."""
+    """Outcome of `verify`.
+
+    `tensors` and `nbytes` are those of the source's files, of which the model
+    holds every bit but for the tensors in `left_out`.
+    """
 
     model: str
     against: str
     tensors: int
     nbytes: int
     mismatches: tuple[Mismatch, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def identical(self) -> bool:
@@ -47,6 +53,7 @@ class VerifyReport:
             "identical": self.identical,
             "tensors": self.tensors,
             "nbytes": self.nbytes,
+            "left_out": [vars(tensor) for tensor in self.left_out],
             "mismatches": [vars(found) for found in self.mismatches],
         }
 
@@ -59,14 +66,15 @@ def verify(
 ) -> VerifyReport:
     """Compare a converted model with its source, bit for bit.
 
-    Every tensor of the source must be there and no other; every coded matrix
-    must pass full validation. One module is in memory at a time.
+    Every tensor of the source's files must be there, or be one that the model
+    says was left out, and no other may; every coded matrix must pass full
+    validation. One module is in memory at a time.
     SourceError if either model cannot be opened; differences, damaged coded
     matrices included, are in the report.
     """
-    model = StoredModel(os.fspath(model_dir))
+    model = StoredModel(os.fspath(model_dir), incomplete=True)
     if isinstance(against, (str, os.PathLike)):
-        against = open_source(os.fspath(against))
+        against = open_source(os.fspath(against), as_loaded=True)
     return _Verification(model, against, progress).run()
 
 
@@ -84,7 +92,6 @@ class _Verification:
         self._progress = progress
         self._unclaimed = set(model.tensors)
         self._mismatches: list[Mismatch] = []
-        self._tensors = 0
         self._nbytes = 0
 
     def run(self) -> VerifyReport:
@@ -101,19 +108,37 @@ class _Verification:
                 )
         for name in sorted(self._unclaimed):
             self._note(name, "is not in the source")
+        self._check_left_out()
+        self._check_checksums()
         return VerifyReport(
             str(self.model.path),
             self.source.name,
-            self._tensors,
-            self._nbytes,
+            self.source.contents.tensors,
+            self.source.contents.nbytes,
             tuple(self._mismatches),
+            self.source.contents.left_out,
         )
 
     def _note(self, name: str, problem: str) -> None:
         self._mismatches.append(Mismatch(name, problem))
 
+    def _check_left_out(self) -> None:
+        """The model must name what it does not hold of the files."""
+        told = {tensor.name for tensor in self.model.left_out}
+        for tensor in self.source.contents.left_out:
+            if tensor.name not in told:
+                self._note(tensor.name, f"is not in the model: {tensor.reason}")
+
+    def _check_checksums(self) -> None:
+        """What the comparison cannot see: the other files, wrong digests."""
+        if not has_checksums(self.model.path):
+            return
+        told = bool(self._mismatches)
+        for found in problems(self.model.path):
+            if found.tensor is None or not told:
+                self._note(found.tensor or found.file, found.what)
+
     def _check(self, module: Module) -> None:
-        self._tensors += len(module.tensors)
         self._nbytes += module.nbytes
         decoded: dict[str, mx.array] = {}
         coded = full_name(module.path, CODED)

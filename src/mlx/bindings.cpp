@@ -13,6 +13,7 @@
 
 #include "base/bandwidth.h"
 #include "base/cpu_features.h"
+#include "base/hash.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
 #include "mlx/arrays.h"
@@ -197,7 +198,24 @@ void bind_llama(nb::module_& m) {
            "offset"_a, "capacity"_a, nb::kw_only(), "stream"_a = nb::none());
 }
 
+// XXH64 of any object with a contiguous buffer.
+uint64_t hash_buffer(nb::handle object) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_SIMPLE) != 0) {
+    throw nb::python_error();
+  }
+  uint64_t hash = 0;
+  {
+    nb::gil_scoped_release release;
+    hash = xxh64(static_cast<const uint8_t*>(view.buf),
+                 static_cast<size_t>(view.len));
+  }
+  PyBuffer_Release(&view);
+  return hash;
+}
+
 void bind_machine(nb::module_& m) {
+  m.def("xxh64", &hash_buffer, "data"_a);
   m.def("targets", [] {
     std::vector<std::string> names;
     for (const KernelTable* target : available_targets()) {

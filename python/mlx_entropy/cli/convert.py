@@ -58,6 +58,12 @@ def configure(subparsers: Any) -> None:
         metavar="SIZE",
         help="bytes of SRC a file, e.g. 512MB (default: 1GiB)",
     )
+    parser.add_argument(
+        "--as-loaded",
+        action="store_true",
+        help="take a model, too, of which mlx-lm turns tensors into another "
+        "type (FP8), and convert what it makes of them",
+    )
     add_quiet(parser)
     add_json(parser)
 
@@ -72,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             shard_bytes=args.shard_size or DEFAULT_SHARD_BYTES,
             progress=progress,
             overwrite=args.overwrite,
+            as_loaded=args.as_loaded,
         )
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))

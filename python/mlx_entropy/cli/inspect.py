@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _format(report: ModelReport) -> str:
+    from ..sources.base import left_out_lines
+
     rows = [_row(tensor) for tensor in report.tensors]
     for name in ("linear", "embedding", "switch", "total"):
         totals = getattr(report, name)
@@ -66,6 +68,7 @@ def _format(report: ModelReport) -> str:
             format_table(_HEADER, rows, left=2),
             "",
             f"{report.model}: {megabytes(report.file_bytes)} in weight files",
+            *left_out_lines(report.left_out),
         )
     )
 

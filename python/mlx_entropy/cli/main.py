@@ -19,6 +19,7 @@ _VERBS = (
     "convert",
     "inspect",
     "verify",
+    "seal",
     "generate",
     "bench",
     "demo",

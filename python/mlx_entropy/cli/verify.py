@@ -23,7 +23,9 @@ _EXAMPLES = """\
 
 _DESCRIPTION = """\
 Decode every tensor of a converted model and compare it bit for bit with the
-source. Exits with 0 only if all are identical, with 1 otherwise.
+source's files. Exits with 0 only if all are identical, with 1 otherwise. Lists
+tensors of the files that the conversion left out, which must be those that the
+model names.
 """
 
 
@@ -54,12 +56,20 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     elif report.identical:
-        print(
-            f"identical: {report.tensors} tensors, {megabytes(report.nbytes)}"
-        )
+        _print_identical(report)
     else:
         _print_mismatches(report)
     return 0 if report.identical else 1
+
+
+def _print_identical(report: VerifyReport) -> None:
+    from ..sources.base import left_out_lines
+
+    kept = report.tensors - len(report.left_out)
+    nbytes = report.nbytes - sum(each.nbytes for each in report.left_out)
+    print(f"identical: {kept} tensors, {megabytes(nbytes)}")
+    for line in left_out_lines(report.left_out):
+        print(line)
 
 
 def _print_mismatches(report: VerifyReport) -> None:

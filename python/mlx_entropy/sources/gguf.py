@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import tokenizer
-from .base import Assets, Layout, Module, SourceError, quoted
+from .base import Assets, Contents, Layout, LeftOut, Module, SourceError, quoted
 from .gguf_file import GgufFile
 from .gguf_header import GROUP_SIZE, TensorInfo
 
@@ -80,6 +80,22 @@ class GgufSource:
         self._file.refuse_unsupported_types()
         self._shape = _ModelShape(self._file)
         self._entries = _entries(self._file, self._shape)
+        infos = self._file.tensors
+        self.contents = Contents(
+            len(infos),
+            sum(info.stored_nbytes for info in infos.values()),
+            tuple(
+                LeftOut(
+                    name,
+                    path.name,
+                    info.format.name,
+                    info.stored_nbytes,
+                    "config.json has it as rope_scaling",
+                )
+                for name, info in infos.items()
+                if name == _ROPE_FACTORS
+            ),
+        )
         self._tokens = tokenizer.Tokens(
             self._file.metadata, self._shape.vocab_size, path
         )

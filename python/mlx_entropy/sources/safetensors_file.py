@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .base import SourceError, quoted
 
 LENGTH_BYTES = 8
@@ -78,6 +80,20 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     }
     _check_extents(path, tensors, size - LENGTH_BYTES - length)
     return tensors
+
+
+def tensor_bytes(path: Path, stored: StoredTensor) -> np.ndarray:
+    """The bytes of a tensor, uint8 [nbytes]; read when they are used."""
+    if stored.nbytes == 0:
+        return np.empty(0, np.uint8)
+    return data_bytes(path)[stored.start : stored.stop]
+
+
+def data_bytes(path: Path) -> np.ndarray:
+    """Everything after the header, uint8 [bytes], mapped from the file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    return np.memmap(path, np.uint8, "r")[LENGTH_BYTES + length :]
 
 
 def _damaged(path: Path, reason: str) -> SourceError:
