@@ -23,7 +23,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import _ext
+from . import _ext, mlx_lm_hooks
 from .checksums import check, checks_on_loading
 from .model_format import CODECS, CODED, Config, check_format, marked_config
 from .nn.coded import EntropyCoded
@@ -60,8 +60,8 @@ def load(
 ) -> tuple[Any, ...]:
     """`mlx_lm.load` that also understands converted models.
 
-    Adapters (LoRA) work as with other models. Tensor parallelism, i.e.
-    `model.shard`, is refused.
+    LoRA adapters work as with other models, on linear layers, embeddings and
+    experts. DoRA and tensor parallelism (`model.shard`) are refused.
 
     Args:
         path (str): Directory or Hugging Face repository, converted or stock.
@@ -179,6 +179,7 @@ def model_classes(
         from mlx_lm.utils import _get_classes
 
         base = _get_classes
+    mlx_lm_hooks.install()
     model_class, args_class = base(config=config)
     return _coded_class(model_class), args_class
 

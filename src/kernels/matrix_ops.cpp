@@ -172,6 +172,47 @@ void gather_rows(const PreparedMatrix& matrix,
   });
 }
 
+void multiply_blocks_transposed(const PreparedMatrix& matrix,
+                                uint32_t block_rows,
+                                std::span<const uint32_t> blocks,
+                                ConstFloatArray g, FloatArray y) {
+  const MatrixHeader& header = matrix.header();
+  const size_t cols = header.cols;
+  std::vector<size_t> order(blocks.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return blocks[a] < blocks[b]; });
+  const std::vector<size_t> starts =
+      run_starts(order.size(), [&](size_t i) { return blocks[order[i]]; });
+  // A block is decoded once for all of its rows of g, a tile at a time.
+  ThreadPool::instance().run(starts.size() - 1, [&](size_t task) {
+    const size_t begin = starts[task], batch = starts[task + 1] - begin;
+    std::vector<float> factors(batch * block_rows), sums(batch * cols);
+    for (size_t b = 0; b < batch; ++b) {
+      copy_to_float(g, order[begin + b] * block_rows, block_rows,
+                    &factors[b * block_rows]);
+    }
+    std::vector<float> weights(cols);
+    const uint32_t first = blocks[order[begin]] * block_rows;
+    for (uint32_t row = 0; row < block_rows;) {
+      const uint32_t index = (first + row) / header.tile_rows;
+      const uint32_t rows = header.rows_in_tile(index);
+      const TileWeights tile(matrix, index, rows);
+      for (uint32_t r = 0; r < rows; ++r, ++row) {
+        tile.dequantize(r, false, weights.data());
+        for (size_t b = 0; b < batch; ++b) {
+          const float factor = factors[b * block_rows + row];
+          float* const sum = &sums[b * cols];
+          for (size_t k = 0; k < cols; ++k) sum[k] += factor * weights[k];
+        }
+      }
+    }
+    for (size_t b = 0; b < batch; ++b) {
+      copy_from_float(&sums[b * cols], cols, y, order[begin + b] * cols);
+    }
+  });
+}
+
 void dequantize(const PreparedMatrix& matrix, FloatArray out) {
   const MatrixHeader& header = matrix.header();
   const bool like_mlx = out.type == header.float_type;

@@ -49,6 +49,12 @@ void multiply_shared(std::span<const PreparedMatrix* const> matrices,
 void multiply_blocks(const PreparedMatrix& matrix, uint32_t block_rows,
                      std::span<const uint32_t> blocks, ConstFloatArray x,
                      FloatArray y);
+// The transposed products, which gradients are made of: y[i] = g[i] W_blocks[i]
+// with g [n, block_rows], y [n, cols]. Exact weights, sums in float32.
+void multiply_blocks_transposed(const PreparedMatrix& matrix,
+                                uint32_t block_rows,
+                                std::span<const uint32_t> blocks,
+                                ConstFloatArray g, FloatArray y);
 // Every multiple of block_rows starts a tile.
 bool rows_start_tiles(const MatrixHeader& header, uint32_t block_rows);
 

@@ -59,6 +59,32 @@ mx::Stream cpu_stream(mx::StreamOrDevice s) {
   return mx::to_stream(s, mx::Device::cpu);
 }
 
+mx::array gather_matmul(const char* op, const mx::array& x,
+                        const mx::array& coded, const mx::array& indices,
+                        int output_dims, bool transposed,
+                        mx::StreamOrDevice s) {
+  check_coded(op, coded);
+  check_float(op, "x", x.dtype());
+  check_positive(op, "output_dims", output_dims);
+  check_indices(op, indices);
+  if (x.ndim() < 2 || x.shape(-1) == 0) {
+    fail(op,
+         "x must have two axes to multiply, got shape " + to_string(x.shape()));
+  }
+  const mx::Stream stream = cpu_stream(s);
+  mx::Shape batch(x.shape().begin(), x.shape().end() - 2);
+  batch = mx::broadcast_shapes(batch, indices.shape());
+  mx::Shape x_shape = batch;
+  x_shape.insert(x_shape.end(), {x.shape(-2), x.shape(-1)});
+  mx::Shape out_shape = batch;
+  out_shape.insert(out_shape.end(), {x.shape(-2), output_dims});
+  return mx::array(std::move(out_shape), x.dtype(),
+                   std::make_shared<EntropyCodedGatherMatmul>(
+                       stream, output_dims, transposed),
+                   {mx::broadcast_to(x, x_shape, stream), coded,
+                    mx::broadcast_to(wide(indices, stream), batch, stream)});
+}
+
 }  // namespace
 
 mx::array entropy_coded_matmul(const mx::array& x, const mx::array& coded,
@@ -83,27 +109,17 @@ mx::array entropy_coded_gather_matmul(const mx::array& x,
                                       const mx::array& coded,
                                       const mx::array& indices, int output_dims,
                                       mx::StreamOrDevice s) {
-  constexpr const char* kOp = "entropy_coded_gather_matmul";
-  check_coded(kOp, coded);
-  check_float(kOp, "x", x.dtype());
-  check_positive(kOp, "output_dims", output_dims);
-  check_indices(kOp, indices);
-  if (x.ndim() < 2 || x.shape(-1) == 0) {
-    fail(kOp,
-         "x must have two axes to multiply, got shape " + to_string(x.shape()));
-  }
-  const mx::Stream stream = cpu_stream(s);
-  mx::Shape batch(x.shape().begin(), x.shape().end() - 2);
-  batch = mx::broadcast_shapes(batch, indices.shape());
-  mx::Shape x_shape = batch;
-  x_shape.insert(x_shape.end(), {x.shape(-2), x.shape(-1)});
-  mx::Shape out_shape = batch;
-  out_shape.insert(out_shape.end(), {x.shape(-2), output_dims});
-  return mx::array(
-      std::move(out_shape), x.dtype(),
-      std::make_shared<EntropyCodedGatherMatmul>(stream, output_dims),
-      {mx::broadcast_to(x, x_shape, stream), coded,
-       mx::broadcast_to(wide(indices, stream), batch, stream)});
+  return gather_matmul("entropy_coded_gather_matmul", x, coded, indices,
+                       output_dims, false, s);
+}
+
+mx::array entropy_coded_gather_transposed(const mx::array& x,
+                                          const mx::array& coded,
+                                          const mx::array& indices,
+                                          int output_dims,
+                                          mx::StreamOrDevice s) {
+  return gather_matmul("entropy_coded_gather_matmul", x, coded, indices,
+                       output_dims, true, s);
 }
 
 mx::array entropy_coded_embedding(const mx::array& indices,

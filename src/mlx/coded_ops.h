@@ -18,6 +18,13 @@ mx::array entropy_coded_gather_matmul(const mx::array& x,
                                       const mx::array& indices, int output_dims,
                                       mx::StreamOrDevice s = {});
 
+// The same with the blocks (of as many rows as x has columns) transposed.
+mx::array entropy_coded_gather_transposed(const mx::array& x,
+                                          const mx::array& coded,
+                                          const mx::array& indices,
+                                          int output_dims,
+                                          mx::StreamOrDevice s = {});
+
 mx::array entropy_coded_embedding(const mx::array& indices,
                                   const mx::array& coded, int dims,
                                   mx::Dtype dtype, mx::StreamOrDevice s = {});

@@ -14,6 +14,8 @@
 namespace mlx_entropy {
 namespace {
 
+constexpr const char* kGatherMatmul = "entropy_coded_gather_matmul";
+
 [[noreturn]] void no_gpu(const char* op) {
   throw std::runtime_error("[" + std::string(op) +
                            "] runs on the CPU; give it a CPU stream");
@@ -56,6 +58,13 @@ void dispatch(mx::Stream stream, const std::vector<mx::array>& inputs,
   encoder.set_output_array(out);
   encoder.dispatch([task = std::move(task), out = mx::array::unsafe_weak_copy(
                                                 out)]() mutable { task(out); });
+}
+
+void check_only_x(const char* op, const std::vector<int>& argnums) {
+  for (int argument : argnums) {
+    if (argument == 1) fail(op, "no derivative in the coded weights");
+    if (argument == 2) fail(op, "no derivative in the indices");
+  }
 }
 
 // Rows that int64 indices name, as stock MLX's take has it: those from -count
@@ -118,9 +127,7 @@ void EntropyCodedMatmul::eval_gpu(const std::vector<mx::array>&,
 std::vector<mx::array> EntropyCodedMatmul::jvp(
     const std::vector<mx::array>& primals,
     const std::vector<mx::array>& tangents, const std::vector<int>& argnums) {
-  if (argnums.size() != 1 || argnums[0] != 0) {
-    fail("entropy_coded_matmul", "no derivative in the coded weights");
-  }
+  check_only_x("entropy_coded_matmul", argnums);
   return {
       entropy_coded_matmul(tangents[0], primals[1], output_dims_, stream())};
 }
@@ -129,9 +136,7 @@ std::vector<mx::array> EntropyCodedMatmul::vjp(
     const std::vector<mx::array>& primals,
     const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
     const std::vector<mx::array>&) {
-  if (argnums.size() != 1 || argnums[0] != 0) {
-    fail("entropy_coded_matmul", "no derivative in the coded weights");
-  }
+  check_only_x("entropy_coded_matmul", argnums);
   const mx::array& x = primals[0];
   const mx::array weights = entropy_dequantize(
       primals[1], output_dims_, x.shape(-1), mx::float32, stream());
@@ -168,13 +173,14 @@ void EntropyCodedGatherMatmul::eval_cpu(const std::vector<mx::array>& inputs,
            [x = mx::array::unsafe_weak_copy(inputs[0]),
             coded = CodedBytes(inputs[1]),
             indices = mx::array::unsafe_weak_copy(inputs[2]),
-            dims = output_dims_](mx::array& y) {
-             constexpr const char* kOp = "entropy_coded_gather_matmul";
-             const auto matrix = open(kOp, coded, -1, x.shape(-1));
+            transposed = transposed_](mx::array& y) {
+             const int dims = (transposed ? x : y).shape(-1);
+             const int cols = (transposed ? y : x).shape(-1);
+             const auto matrix = open(kGatherMatmul, coded, -1, cols);
              const auto block_rows = static_cast<uint32_t>(dims);
              if (!rows_start_tiles(matrix->header(), block_rows)) {
-               fail(kOp, "the matrix is not coded in blocks of " +
-                             std::to_string(dims) + " rows");
+               fail(kGatherMatmul, "the matrix is not coded in blocks of " +
+                                       std::to_string(dims) + " rows");
              }
              // An index names the block of all m rows of its slice.
              const std::vector<uint32_t> blocks =
@@ -183,8 +189,10 @@ void EntropyCodedGatherMatmul::eval_cpu(const std::vector<mx::array>& inputs,
              std::vector<uint8_t> storage;
              const void* const data = dense_data(x, &storage);
              const FloatType type = float_type(x.dtype());
-             multiply_blocks(*matrix, block_rows, blocks, {type, data},
-                             {type, y.data<void>()});
+             const auto multiply =
+                 transposed ? multiply_blocks_transposed : multiply_blocks;
+             multiply(*matrix, block_rows, blocks, {type, data},
+                      {type, y.data<void>()});
            });
 }
 
@@ -193,9 +201,52 @@ void EntropyCodedGatherMatmul::eval_gpu(const std::vector<mx::array>&,
   no_gpu("entropy_coded_gather_matmul");
 }
 
+mx::array EntropyCodedGatherMatmul::product(const mx::array& x,
+                                            const mx::array& coded,
+                                            const mx::array& indices,
+                                            int output_dims, bool transposed) {
+  const auto op = transposed ? entropy_coded_gather_transposed
+                             : entropy_coded_gather_matmul;
+  return op(x, coded, indices, output_dims, stream());
+}
+
+std::vector<mx::array> EntropyCodedGatherMatmul::jvp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& tangents, const std::vector<int>& argnums) {
+  check_only_x(kGatherMatmul, argnums);
+  return {
+      product(tangents[0], primals[1], primals[2], output_dims_, transposed_)};
+}
+
+std::vector<mx::array> EntropyCodedGatherMatmul::vjp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
+    const std::vector<mx::array>&) {
+  check_only_x(kGatherMatmul, argnums);
+  return {product(cotangents[0], primals[1], primals[2], primals[0].shape(-1),
+                  !transposed_)};
+}
+
+std::pair<std::vector<mx::array>, std::vector<int>>
+EntropyCodedGatherMatmul::vmap(const std::vector<mx::array>& inputs,
+                               const std::vector<int>& axes) {
+  if (axes[1] >= 0) fail(kGatherMatmul, "cannot vmap over the coded weights");
+  // In front, where it is one more leading axis; whichever of x and indices
+  // lacks it is broadcast.
+  const auto in_front = [&](size_t input) {
+    return axes[input] < 0
+               ? inputs[input]
+               : mx::moveaxis(inputs[input], axes[input], 0, stream());
+  };
+  return {
+      {product(in_front(0), inputs[1], in_front(2), output_dims_, transposed_)},
+      {0}};
+}
+
 bool EntropyCodedGatherMatmul::is_equivalent(const Primitive& other) const {
   const auto& matmul = static_cast<const EntropyCodedGatherMatmul&>(other);
-  return matmul.output_dims_ == output_dims_;
+  return matmul.output_dims_ == output_dims_ &&
+         matmul.transposed_ == transposed_;
 }
 
 std::vector<mx::Shape> EntropyCodedGatherMatmul::output_shapes(

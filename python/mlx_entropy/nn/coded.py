@@ -74,6 +74,15 @@ class EntropyCoded(nn.Module):
             )
         super().__setattr__(key, value)
 
+    @classmethod
+    def of_stock(cls, layer: Any) -> EntropyCoded:
+        """Code the stock layer that `decode` gives, quantized or not."""
+        raise NotImplementedError
+
+    def decode(self) -> nn.Module:
+        """The stock layer with bit-identical weights."""
+        raise NotImplementedError
+
     @property
     def info(self) -> _ext.CodedInfo:
         """Header of the coded matrix; ValueError when it holds none."""

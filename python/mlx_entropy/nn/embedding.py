@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -14,6 +16,7 @@ from .coded import (
     encode_weight,
     one_source,
 )
+from .lora import lora_around
 
 
 class EntropyCodedEmbedding(EntropyCoded):
@@ -135,6 +138,12 @@ class EntropyCodedEmbedding(EntropyCoded):
         """
         return self._product(x)
 
+    @classmethod
+    def of_stock(cls, layer: Any) -> EntropyCodedEmbedding:
+        """`from_quantized` or `from_embedding`, whichever fits."""
+        quantized = "scales" in layer
+        return (cls.from_quantized if quantized else cls.from_embedding)(layer)
+
     def decode(self) -> nn.QuantizedEmbedding | nn.Embedding:
         """The stock layer with a bit-identical table.
 
@@ -151,6 +160,17 @@ class EntropyCodedEmbedding(EntropyCoded):
             layer = nn.Embedding(self.num_embeddings, self.dims)
         decode_into(layer, self["coded"], info)
         return layer
+
+    def to_lora(
+        self, r: int = 8, dropout: float = 0.0, scale: float = 20.0
+    ) -> nn.Module:
+        """mlx-lm's `LoRAEmbedding` around this layer; see `EntropyCodedLinear`.
+
+        Adapts the tied output projection as well.
+        """
+        from mlx_lm.tuner.lora import LoRAEmbedding
+
+        return lora_around(LoRAEmbedding, self, r, dropout, scale)
 
     def _extra_repr(self) -> str:
         return (

@@ -15,6 +15,7 @@ from .coded import (
     encode_weight,
     one_source,
 )
+from .lora import lora_around
 
 
 class EntropyCodedLinear(EntropyCoded):
@@ -150,6 +151,12 @@ class EntropyCodedLinear(EntropyCoded):
         y = self._product(x)
         return y + self["bias"] if "bias" in self else y
 
+    @classmethod
+    def of_stock(cls, layer: Any) -> EntropyCodedLinear:
+        """`from_quantized` or `from_linear`, whichever fits."""
+        quantized = "scales" in layer
+        return (cls.from_quantized if quantized else cls.from_linear)(layer)
+
     def decode(self) -> nn.QuantizedLinear | nn.Linear:
         """The stock layer with bit-identical weights.
 
@@ -178,14 +185,12 @@ class EntropyCodedLinear(EntropyCoded):
     ) -> nn.Module:
         """mlx-lm's `LoRALinear` around this layer, which stays as it is.
 
-        mlx-lm calls it; its ``fuse`` gives an `nn.Linear` with float weights.
-        DoRA is not supported.
+        mlx-lm calls it. Its ``fuse`` gives a coded layer, of the same bits
+        and group size if this one is quantized. DoRA is not supported.
         """
         from mlx_lm.tuner.lora import LoRALinear
 
-        # It asks for no more than `weight.shape` and a call.
-        stock: Any = self
-        return LoRALinear.from_base(stock, r, dropout, scale)
+        return lora_around(LoRALinear, self, r, dropout, scale)
 
     def _extra_repr(self) -> str:
         return (

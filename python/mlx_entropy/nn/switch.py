@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .. import _ext
 from ..tensors import FLOATS
-from .coded import AffineMatrix, EntropyCoded
+from .coded import AffineMatrix, EntropyCoded, decode_into
+from .lora import lora_around
 
 if TYPE_CHECKING:
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
@@ -161,6 +162,48 @@ class EntropyCodedSwitchLinear(EntropyCoded):
             experts = indices % self.num_experts
             y = y + mx.expand_dims(self["bias"][experts], -2)
         return y
+
+    @classmethod
+    def of_stock(cls, layer: Any) -> EntropyCodedSwitchLinear:
+        """`from_quantized` or `from_switch`, whichever fits."""
+        quantized = "scales" in layer
+        return (cls.from_quantized if quantized else cls.from_switch)(layer)
+
+    def decode(self) -> QuantizedSwitchLinear | SwitchLinear:
+        """mlx-lm's layer with bit-identical weights."""
+        from mlx_lm.models.switch_layers import (
+            QuantizedSwitchLinear,
+            SwitchLinear,
+        )
+
+        info = self.info
+        # One expert of one row is quick to initialize; `decode_into` and the
+        # reshaping below replace it.
+        layer: Any
+        if info.scheme == "affine":
+            layer = QuantizedSwitchLinear(
+                self.input_dims, 1, 1, False, info.group_size, info.bits
+            )
+        else:
+            layer = SwitchLinear(self.input_dims, 1, 1, False)
+        decode_into(layer, self["coded"], info)
+        for name in ("weight", "scales", "biases"):
+            if name in layer:
+                layer[name] = layer[name].reshape(
+                    self.num_experts, self.output_dims, -1
+                )
+        if "bias" in self:
+            layer.bias = self["bias"]
+            layer.freeze(keys=["bias"])
+        return layer
+
+    def to_lora(
+        self, r: int = 8, dropout: float = 0.0, scale: float = 20.0
+    ) -> nn.Module:
+        """mlx-lm's `LoRASwitchLinear` around this; see `EntropyCodedLinear`."""
+        from mlx_lm.tuner.lora import LoRASwitchLinear
+
+        return lora_around(LoRASwitchLinear, self, r, dropout, scale)
 
     def _extra_repr(self) -> str:
         return (

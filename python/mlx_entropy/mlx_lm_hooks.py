@@ -1,0 +1,168 @@
+"""Teach mlx-lm's tools about coded layers, where they look for known classes.
+
+Some functions of mlx-lm pick layers by class and skip all others in silence:
+`dequantize_model` would leave coded layers as they are and call the result
+dequantized. `install` wraps them. A wrapper does exactly what the function
+did for a model without coded layers, so it may stay for good.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from .checksums import seal
+from .model_format import (
+    CHECKSUM_FILE,
+    CODED,
+    CONFIG_KEY,
+    MODEL_FILE,
+    Config,
+    is_converted,
+)
+from .nn.coded import EntropyCoded
+from .nn.swap import replace_module
+
+_Function = Callable[..., Any]
+
+_RESTORE = "`mlx-entropy restore MODEL DST` gives back the model it was made of"
+
+
+def install() -> None:
+    """Wrap mlx-lm's functions, in every module that has imported them.
+
+    Modules imported later find the wrappers. Calling it again costs little.
+    """
+    for home, name, wrap in _HOOKS:
+        module = import_module(f"mlx_lm.{home}")
+        stock = getattr(module, name)
+        if hasattr(stock, "knows_coded"):
+            continue
+        wrapper: Any = functools.wraps(stock)(wrap(stock))
+        wrapper.knows_coded = True
+        for user, content in list(sys.modules.items()):
+            if user.split(".")[0] != "mlx_lm":
+                continue
+            if getattr(content, "__dict__", {}).get(name) is stock:
+                setattr(content, name, wrapper)
+
+
+def decode_layers(model: nn.Module) -> nn.Module:
+    """Swap coded layers for the stock ones that `decode` gives, in place."""
+    decoded: dict[int, nn.Module] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, EntropyCoded):
+            if id(module) not in decoded:
+                decoded[id(module)] = module.decode()
+            replace_module(model, path, decoded[id(module)])
+    return model
+
+
+def _has_coded(model: nn.Module) -> bool:
+    return any(isinstance(module, EntropyCoded) for module in model.modules())
+
+
+def _dequantize_model(stock: _Function) -> _Function:
+    def dequantize_model(model: nn.Module) -> nn.Module:
+        dequantized: nn.Module = stock(decode_layers(model))
+        return dequantized
+
+    return dequantize_model
+
+
+def _quantize_model(stock: _Function) -> _Function:
+    def quantize_model(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if _has_coded(model):
+            raise ValueError(
+                "[quantize] the model's layers are entropy-coded, which "
+                f"mlx-lm cannot quantize; {_RESTORE}"
+            )
+        return stock(model, *args, **kwargs)
+
+    return quantize_model
+
+
+def _linear_to_lora_layers(stock: _Function) -> _Function:
+    def linear_to_lora_layers(*args: Any, **kwargs: Any) -> None:
+        try:
+            stock(*args, **kwargs)
+        except ValueError as error:
+            # Of all that mlx-lm says here, only the class names the layer.
+            if "EntropyCoded" not in str(error):
+                raise
+            raise ValueError(
+                "DoRA does not work on entropy-coded layers, which keep no "
+                f"weights to normalize: use LoRA, or train what was coded "
+                f"({_RESTORE})"
+            ) from None
+
+    return linear_to_lora_layers
+
+
+def _save(stock: _Function) -> _Function:
+    def save(
+        dst_path: str | Path,
+        src_path_or_repo: str | Path,
+        model: nn.Module,
+        tokenizer: Any,
+        config: Config,
+        **kwargs: Any,
+    ) -> None:
+        if is_converted(dst_path) and _same(dst_path, src_path_or_repo):
+            # mlx-lm would fail half way, when it copies Python files.
+            raise ValueError(
+                f"{dst_path} cannot be saved over itself; name another folder"
+            )
+        was_coded, is_coded = CONFIG_KEY in config, _has_coded(model)
+        if was_coded and not is_coded:
+            config = _without_mark(config)
+        stock(dst_path, src_path_or_repo, model, tokenizer, config, **kwargs)
+        if is_coded and was_coded:
+            # Over an earlier model there are checksums of that one.
+            seal(dst_path)
+        elif was_coded:
+            # mlx-lm copies all Python files of the source.
+            (Path(dst_path) / MODEL_FILE).unlink(missing_ok=True)
+            (Path(dst_path) / CHECKSUM_FILE).unlink(missing_ok=True)
+
+    return save
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
+
+
+def _without_mark(config: Config) -> Config:
+    config = {k: v for k, v in config.items() if k != CONFIG_KEY}
+    if config.get("model_file") == MODEL_FILE:
+        del config["model_file"]
+    return config
+
+
+def _convert_to_gguf(stock: _Function) -> _Function:
+    def convert_to_gguf(
+        model_path: str | Path, weights: dict[str, Any], *args: Any
+    ) -> None:
+        if any(name.endswith(f".{CODED}") for name in weights):
+            raise ValueError(
+                "entropy-coded weights cannot be exported to GGUF: "
+                "add --dequantize"
+            )
+        stock(model_path, weights, *args)
+
+    return convert_to_gguf
+
+
+_HOOKS: tuple[tuple[str, str, Callable[[_Function], _Function]], ...] = (
+    ("utils", "dequantize_model", _dequantize_model),
+    ("utils", "quantize_model", _quantize_model),
+    ("utils", "save", _save),
+    ("tuner.utils", "linear_to_lora_layers", _linear_to_lora_layers),
+    ("gguf", "convert_to_gguf", _convert_to_gguf),
+)
