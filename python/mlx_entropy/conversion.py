@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from ._version import version
 from .checksums import as_json, checksums_of
 from .coding import ConvertedTensor, ModuleRecord, code_module
 from .destination import JOURNAL, Destination
+from .files import DISK_FULL
 from .model_format import (
     CHECKSUM_FILE,
     CONFIG_KEY,
@@ -27,7 +29,8 @@ from .model_format import (
     full_name,
 )
 from .progress import Progress, ProgressCallback
-from .shards import Shard, ShardWriter, header_room, plan_shards
+from .shard_log import CompleteModule, ResumableShard, complete_modules
+from .shards import Shard, header_room, plan_shards
 from .sources import open_source
 from .sources.base import (
     Contents,
@@ -42,7 +45,7 @@ from .sources.side_files import INDEX
 from .tensors import bits_per_weight
 
 # Bytes of the source a shard. Memory does not depend on it, since tensors
-# are written as they are coded; an interruption loses at most one shard.
+# are written as they are coded, nor does what an interruption loses.
 DEFAULT_SHARD_BYTES = 1 << 30
 
 # Side files of the source do not replace these.
@@ -138,7 +141,7 @@ def convert(
     """Write an entropy-coded copy of a model, bit for bit recoverable.
 
     Works in `destination` + ".mlx-entropy-partial"; when it is interrupted the
-    same call continues after the last finished shard. `shard_bytes` is the
+    same call continues after the last finished module. `shard_bytes` is the
     size of a shard in bytes of the source. `progress` is called after every
     module; what it raises stops the conversion. With `overwrite` an earlier
     conversion at `destination` is replaced once the new one is complete,
@@ -177,6 +180,7 @@ class _Conversion:
         self.plan = plan_shards(layout, shard_bytes)
         self.sizes = {module.path: module.nbytes for module in layout}
         self.records: list[ModuleRecord] = []
+        self._kept: list[CompleteModule] = []
         # Read first: what is wrong with them should not be found at the end.
         assets = source.assets()
         self.assets = {
@@ -193,17 +197,14 @@ class _Conversion:
 
     def run(self) -> ConversionReport:
         started = time.perf_counter()
-        finished = self._resume()
-        for warning in self._early_warnings:
-            self._warn(warning)
-        skip = frozenset(
-            path for shard in self.plan[:finished] for path in shard.paths
-        )
-        modules = iter(self.source.modules(skip=skip))
-        for shard in self.plan[finished:]:
-            self._write_shard(shard, modules)
-        self._write_small_files()
-        for warning in self.target.publish():
+        try:
+            self._write()
+            warnings = self.target.publish()
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise self._disk_full(error) from error
+            raise
+        for warning in warnings:
             self._warn(warning)
         rows = tuple(row for record in self.records for row in record.rows)
         seconds = time.perf_counter() - started
@@ -214,6 +215,27 @@ class _Conversion:
             seconds,
             self.source.contents,
             tuple(self.warnings),
+        )
+
+    def _write(self) -> None:
+        finished = self._resume()
+        for warning in self._early_warnings:
+            self._warn(warning)
+        skip = frozenset(record.path for record in self.records)
+        modules = iter(self.source.modules(skip=skip))
+        for shard in self.plan[finished:]:
+            self._write_shard(shard, modules)
+        self._write_small_files()
+
+    def _disk_full(self, error: OSError) -> OSError:
+        """The error with the space that it takes to go on, and where."""
+        left = sum(self.sizes.values()) - self._done_bytes
+        free = shutil.disk_usage(self.target.partial).free
+        return OSError(
+            error.errno,
+            f"{error.strerror}; up to {left / 1e6:.1f} MB more are needed, "
+            f"{free / 1e6:.1f} MB are free",
+            str(self.target.partial),
         )
 
     def _warn(self, warning: str) -> None:
@@ -228,14 +250,26 @@ class _Conversion:
             "mlx_entropy_version": version(),
             "shard_bytes": self._shard_bytes,
         }
-        kept, note = self.target.open(identity, self._files())
-        for shard in kept:
+        shards, note = self.target.open(identity, self._files())
+        for shard in shards:
             for record in shard["modules"]:
                 self._count(ModuleRecord.from_json(record))
+        for shard in self.plan[len(shards) : len(shards) + 1]:
+            self._kept = complete_modules(*self._places(shard))
+            for module in self._kept:
+                self._count(ModuleRecord.from_json(module.record))
         if note is not None:
-            done = f"{len(kept)} of {len(self.plan)} shards are done"
-            self._report("", f"{note}; {done}" if kept else note)
-        return len(kept)
+            done = f"{len(self.records)} of {len(self.sizes)} modules are done"
+            self._report("", f"{note}; {done}" if self.records else note)
+        return len(shards)
+
+    def _places(self, shard: Shard) -> tuple[Path, Path, int]:
+        """Unfinished shard, its log, and the room for its header."""
+        return (
+            self.target.temporary(shard.file),
+            self.target.log(shard.file),
+            header_room(shard.paths),
+        )
 
     def _count(self, record: ModuleRecord) -> None:
         self.records.append(record)
@@ -258,10 +292,10 @@ class _Conversion:
         )
 
     def _write_shard(self, shard: Shard, modules: Iterator[Module]) -> None:
-        first = len(self.records)
-        path = self.target.temporary(shard.file)
-        with ShardWriter(path, header_room(shard.paths)) as writer:
-            for expected in shard.paths:
+        kept, self._kept = self._kept, []
+        first = len(self.records) - len(kept)
+        with ResumableShard(*self._places(shard), kept) as writer:
+            for expected in shard.paths[len(kept) :]:
                 self._write_module(expected, modules, writer)
                 # Kept buffers of a GPU's allocator count as memory too.
                 mx.clear_cache()
@@ -271,7 +305,7 @@ class _Conversion:
         self.target.finish_shard({"file": shard.file, "modules": records})
 
     def _write_module(
-        self, expected: str, modules: Iterator[Module], writer: ShardWriter
+        self, expected: str, modules: Iterator[Module], writer: ResumableShard
     ) -> None:
         """Its own function, so that nothing outlives it in memory."""
         module = next(modules, None)
@@ -280,6 +314,7 @@ class _Conversion:
         tensors, record = code_module(module)
         for name, array in tensors.items():
             writer.add(full_name(module.path, name), array)
+        writer.complete(record.to_json())
         self._count(record)
 
     def _files(self) -> list[str]:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .files import sync_directory, write_atomically
+from .files import naming, sync_directory, write_atomically
 from .model_format import CONFIG_KEY, is_converted, marked_config
 
 JOURNAL = "mlx-entropy-journal.json"
@@ -31,6 +31,8 @@ PARTIAL_SUFFIX = ".mlx-entropy-partial"
 # What an earlier conversion is called until it is deleted.
 _REPLACED = ".mlx-entropy-replaced-"
 _SHARD = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
+# A shard that is being written, what is complete of it, and leftovers.
+_UNFINISHED = re.compile(r"(\.tmp|\.log)(\.tmp|\.old)?$")
 # What running a model's Python file leaves beside it.
 _BY_PYTHON = "__pycache__"
 
@@ -147,7 +149,7 @@ class Destination:
             )
         found = found or {}
         ours = {*names, *_texts(found.get("files"))}
-        self._remove_all_but({record["file"] for record in kept}, ours)
+        self._remove_all_but(self._resumable(kept, identity, found), ours)
         self._journal = {
             "identity": identity,
             "files": sorted(ours),
@@ -196,10 +198,27 @@ class Destination:
         kept = []
         for record in records:
             path = self.partial / record["file"]
+            with suppress(FileNotFoundError):
+                # Stopped between the journal's entry and the new name.
+                os.replace(_temporary(path), path)
             if not path.is_file() or path.stat().st_size != record["size"]:
                 break
             kept.append(record)
         return kept
+
+    def _resumable(
+        self,
+        kept: list[Any],
+        identity: dict[str, Any],
+        journal: dict[str, Any],
+    ) -> set[str]:
+        """Files that a conversion with this identity goes on with."""
+        files = {record["file"] for record in kept}
+        if journal.get("identity") == identity:
+            for log in self.partial.glob("*.safetensors.log"):
+                if log.stem not in files:
+                    files |= {log.name, log.with_suffix(".tmp").name}
+        return files
 
     def _remove_all_but(self, files: set[str], ours: set[str]) -> None:
         """Remove what a conversion left, but for `files`, and nothing else."""
@@ -208,7 +227,7 @@ class Destination:
             name = str(entry.relative_to(self.partial))
             if name in files or name == JOURNAL:
                 continue
-            final = name.removesuffix(".tmp")
+            final = _UNFINISHED.sub("", name)
             if final not in {*ours, JOURNAL} and not _SHARD.fullmatch(final):
                 raise DestinationError(
                     f"{entry} was not made by mlx-entropy; "
@@ -244,22 +263,29 @@ class Destination:
         """Where to write `name` until it is complete."""
         return _temporary(self.partial / name)
 
+    def log(self, name: str) -> Path:
+        """Where to note what is complete of `temporary(name)`."""
+        path = self.partial / name
+        return path.with_name(path.name + ".log")
+
     def finish_shard(self, record: dict[str, Any]) -> None:
-        """Give a synced `temporary(record["file"])` its name; journal it."""
+        """Journal a synced `temporary(record["file"])`; give it its name."""
         path = self.partial / record["file"]
-        os.replace(_temporary(path), path)
-        sync_directory(self.partial)
-        record["size"] = path.stat().st_size
+        record["size"] = _temporary(path).stat().st_size
         self._journal["shards"].append(record)
         self._write_journal()
+        os.replace(_temporary(path), path)
+        sync_directory(self.partial)
+        self.log(record["file"]).unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file so that it is either whole or absent."""
         path = self.partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-        if path.parent != self.partial:
-            sync_directory(path.parent)
+        with naming(path):
+            write_atomically(path, content)
+            if path.parent != self.partial:
+                sync_directory(path.parent)
 
     def _write_journal(self) -> None:
         self.write(JOURNAL, json.dumps(self._journal).encode())

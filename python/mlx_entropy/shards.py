@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 
+from .files import naming
 from .sources.base import Layout
 from .sources.safetensors_file import LENGTH_BYTES
 from .tensors import DTYPE_NAMES, as_bytes
@@ -79,16 +80,18 @@ class ShardWriter:
     The header, which comes first, is known last, so room is left for it;
     the format allows trailing spaces. Only a header that outgrows its room
     costs a second pass over the file. Leaving the `with` block by an
-    exception removes the file. OSError as from any write.
+    exception removes the file. OSError, which names the file, as from any
+    write. `keep` bytes of data that are there already stay.
     """
 
-    def __init__(self, path: Path, room: int) -> None:
+    def __init__(self, path: Path, room: int, keep: int = 0) -> None:
         self.path = path
-        self._data_start = _round_up(LENGTH_BYTES + room)
+        self._data_start = data_start(room)
         self._entries: dict[str, Any] = {}
-        self._offset = 0
-        self._file = open(path, "wb")  # noqa: SIM115
-        self._file.seek(self._data_start)
+        self._offset = keep
+        self._file = open(path, "r+b" if keep else "wb")  # noqa: SIM115
+        self._file.truncate(self._data_start + keep if keep else 0)
+        self._file.seek(self._data_start + keep)
 
     def add(self, name: str, array: mx.array) -> None:
         """Append a tensor; ValueError if safetensors lacks its type."""
@@ -103,11 +106,19 @@ class ShardWriter:
             "data_offsets": [self._offset, stop],
         }
         if array.nbytes:
-            self._file.write(as_bytes(array))
+            with naming(self.path):
+                self._write(as_bytes(array))
         self._offset = stop
+
+    def _write(self, content: memoryview) -> None:
+        self._file.write(content)
 
     def finish(self) -> None:
         """Write the header and wait until the disk has everything."""
+        with naming(self.path):
+            self._finish()
+
+    def _finish(self) -> None:
         content = {"__metadata__": {"format": "mlx"}, **self._entries}
         header = json.dumps(content, separators=(",", ":")).encode()
         if LENGTH_BYTES + len(header) > self._data_start:
@@ -132,7 +143,7 @@ class ShardWriter:
         old.unlink()
         self._data_start = start
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -146,7 +157,15 @@ class ShardWriter:
         # Closing flushes, which fails again on a full disk.
         with suppress(OSError):
             self._file.close()
+        self._abandon()
+
+    def _abandon(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def data_start(room: int) -> int:
+    """Where the data starts in a file with `room` bytes for its header."""
+    return _round_up(LENGTH_BYTES + room)
 
 
 def _round_up(nbytes: int) -> int:

@@ -215,7 +215,7 @@ def test_a_source_inside_of_the_destination(
 
 
 @pytest.mark.parametrize("call", range(0, 27, 3))
-def test_full_disk(
+def test_full_disk_at_any_time(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     fsync, calls = os.fsync, iter(range(1000))
@@ -229,7 +229,6 @@ def test_full_disk(
     with pytest.raises(OSError, match="No space left on device"):
         convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
     assert not (tmp_path / "out").exists()
-    assert not list((tmp_path / "out.mlx-entropy-partial").glob("*.tmp"))
     monkeypatch.undo()
     convert(model, tmp_path / "out", shard_bytes=SMALL_SHARDS)
     convert(model, tmp_path / "whole", shard_bytes=SMALL_SHARDS)

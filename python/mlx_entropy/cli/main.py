@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import importlib.util
 import io
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from .._version import version
+from ..files import DISK_FULL
 
 _VERBS = (
     "convert",
@@ -32,8 +32,6 @@ _WITHOUT_KERNELS = ("doctor",)
 # Errors whose message is for the user; others are defects of ours. MLX says
 # everything with RuntimeError.
 _EXPECTED = (ValueError, OSError, ImportError, RuntimeError)
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _EXAMPLES = """\
 Examples:
@@ -193,7 +191,7 @@ def _failed(args: argparse.Namespace, error: Exception) -> int:
         message = error.strerror
         if error.filename is not None:
             message += f": {error.filename}"
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         message += _continues(args)
     if isinstance(error, ImportError):
         message += " (mlx-entropy doctor says more)"
