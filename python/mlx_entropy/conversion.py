@@ -20,6 +20,7 @@ from .checksums import as_json, checksums_of
 from .coding import ConvertedTensor, ModuleRecord, code_module
 from .destination import JOURNAL, Destination
 from .files import DISK_FULL
+from .loading import check_structure
 from .model_format import (
     CHECKSUM_FILE,
     CONFIG_KEY,
@@ -47,6 +48,9 @@ from .tensors import bits_per_weight
 # Bytes of the source a shard. Memory does not depend on it, since tensors
 # are written as they are coded, nor does what an interruption loses.
 DEFAULT_SHARD_BYTES = 1 << 30
+
+# Of these methods' `quantization_config` mlx-lm builds layers of their own.
+_LAYER_METHODS = ("bitnet",)
 
 # Side files of the source do not replace these.
 _OURS = ("config.json", MODEL_FILE, INDEX, CHECKSUM_FILE)
@@ -330,8 +334,19 @@ class _Conversion:
         }
         for name, content in {**self.assets, **ours}.items():
             self.target.write(name, content)
+        self._check_loads()
         sums = checksums_of(self.target.partial, but=JOURNAL)
         self.target.write(CHECKSUM_FILE, as_json(sums))
+
+    def _check_loads(self) -> None:
+        try:
+            check_structure(self.target.partial)
+        except Exception as error:  # Models' own code may raise anything.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise SourceError(
+                f"mlx-lm cannot load what became of {self.source.name}: "
+                f"{reason[:300]}"
+            ) from error
 
     def _config(self) -> dict[str, Any]:
         config = converted_config(self.source.config, self.records)
@@ -383,13 +398,12 @@ def converted_config(
 
     mlx-lm quantizes the layers that `quantization` describes and refuses
     those it no longer knows, so entries of coded modules must go. It also
-    acts on `quantization_config`, here or in `text_config`.
+    acts on `quantization_config`, here or in `text_config`, and of some
+    methods builds layers that nothing else describes.
     """
-    result = {k: v for k, v in config.items() if k != "quantization_config"}
+    result = _without_spent_method(config)
     if isinstance(text := result.get("text_config"), dict):
-        result["text_config"] = {
-            k: v for k, v in text.items() if k != "quantization_config"
-        }
+        result["text_config"] = _without_spent_method(text)
     quantization = result.pop("quantization", None)
     raw = [record for record in records if record.quantization is not None]
     if raw:
@@ -397,6 +411,14 @@ def converted_config(
         result["quantization"] = remaining
         result["quantization_config"] = remaining
     return result
+
+
+def _without_spent_method(config: dict[str, Any]) -> dict[str, Any]:
+    """Without a `quantization_config` whose tensors mlx-lm has unpacked."""
+    given = config.get("quantization_config")
+    if isinstance(given, dict) and given.get("quant_method") in _LAYER_METHODS:
+        return dict(config)
+    return {k: v for k, v in config.items() if k != "quantization_config"}
 
 
 def _remaining_quantization(
@@ -410,7 +432,8 @@ def _remaining_quantization(
     remaining = {k: v for k, v in quantization.items() if k not in coded}
     for record in raw:
         own = _quantizer(record.quantization or {})
-        if record.path not in remaining and own != _quantizer(remaining):
+        # An entry may leave out what is mlx-lm's default, and others read it.
+        if record.path in remaining or own != _quantizer(remaining):
             remaining[record.path] = record.quantization
     return remaining
 

@@ -241,9 +241,9 @@ class _Names:
         )
 
     def _quantization(self, path: str) -> dict[str, Any]:
-        quantization = self._model.config["quantization"]
-        own: dict[str, Any] = quantization.get(path) or quantization
-        return own
+        quantization: dict[str, Any] = self._model.config["quantization"]
+        own = quantization.get(path)
+        return own if isinstance(own, dict) else quantization
 
     def _plain(self, path: str, name: str) -> InspectedTensor:
         full, stored = self._stored(path, name)

@@ -48,6 +48,7 @@ _stock: Any = None
 _CODEC_VARIABLE = "MLX_ENTROPY_CODEC"
 _codec: ContextVar[str | None] = ContextVar("codec", default=None)
 _checksums = ContextVar("checksums", default=True)
+_structure_only = ContextVar("structure_only", default=False)
 
 
 def load(
@@ -116,6 +117,22 @@ def _check_codec(codec: str) -> None:
         )
 
 
+def check_structure(directory: Path) -> None:
+    """ValueError unless mlx-lm builds the model and every parameter fits.
+
+    For a model that has just been written, so its bytes are not checked. No
+    more than one coded matrix is in memory at a time.
+    """
+    import mlx_lm.utils
+
+    structure_token = _structure_only.set(True)
+    try:
+        with _wrapped():
+            mlx_lm.utils.load_model(directory, lazy=True)
+    finally:
+        _structure_only.reset(structure_token)
+
+
 def register() -> None:
     """Make every entry point of mlx-lm load converted models.
 
@@ -154,7 +171,8 @@ def model_classes_of(directory: str | Path) -> Classes:
 def _checked_config(directory: Path) -> Config | None:
     """config.json of a converted model of which no byte has changed."""
     config = marked_config(directory)
-    if config is not None and _checksums.get() and checks_on_loading():
+    wanted = _checksums.get() and checks_on_loading()
+    if config is not None and wanted and not _structure_only.get():
         check(directory)
     return config
 
@@ -195,7 +213,7 @@ def _coded_class(stock: type[nn.Module]) -> type[nn.Module]:
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             sanitize = getattr(super(), "sanitize", lambda weights: weights)
             weights = _swap_in_coded(self, sanitize, weights)
-            if _fused.get():
+            if _fused.get() and not _structure_only.get():
                 fuse(self)
             return weights
 
@@ -224,13 +242,18 @@ def _swap_in_coded(
     one: some models tie their head when ``lm_head.weight`` is missing. It
     sees an array that is never evaluated, and that is recognized afterwards;
     should it ever leak into another weight, NaN is the value nobody misses.
+
+    The caller's dict loses the coded tensors, or it would keep in memory what
+    they are before they are transcoded.
     """
-    weights = dict(weights)
     stand_ins: dict[int, tuple[mx.array, str, _ext.CodedInfo]] = {}
     coded: dict[str, mx.array] = {}
     for name in [name for name in weights if name.endswith(_SUFFIX)]:
         coded[name] = weights.pop(name)
         info = _validated(name, coded[name])
+        if _structure_only.get():
+            # Never evaluated; what was read is let go.
+            coded[name] = mx.zeros((info.nbytes,), mx.uint8)
         path = name.removesuffix(_SUFFIX)
         stand_in = mx.full(_weight_shape(model, path, info), mx.nan, info.dtype)
         stand_ins[id(stand_in)] = stand_in, name, info
@@ -242,7 +265,8 @@ def _swap_in_coded(
     # One matrix at a time, so that no more than one has two forms in memory.
     codec = memory_codec()
     for name in coded:
-        coded[name] = _ext.transcode(coded[name], codec)
+        if not _structure_only.get():
+            coded[name] = _ext.transcode(coded[name], codec)
 
     weights = sanitize(weights)
     lost = set(coded)
@@ -281,8 +305,9 @@ def _validated(name: str, array: mx.array) -> _ext.CodedInfo:
             f"{name}: expected a uint8 vector, "
             f"got {array.dtype} of shape {array.shape}"
         )
+    look = _ext.describe if _structure_only.get() else _ext.validate
     try:
-        info = _ext.validate(array)
+        info = look(array)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if info.scheme not in ("affine", "float"):

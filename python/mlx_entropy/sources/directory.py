@@ -222,11 +222,15 @@ def _quantization(module: Any) -> dict[str, Any] | None:
     """
     if "scales" not in module or not hasattr(module, "mode"):
         return None
-    return {
+    quantization = {
         "group_size": module.group_size,
         "bits": module.bits,
         "mode": module.mode,
     }
+    # One more scale for all of a layer, which nvfp4 may have.
+    if module.get("global_scale") is not None:
+        quantization["global_scale"] = True
+    return quantization
 
 
 def _read_config(path: Path) -> dict[str, Any]:
