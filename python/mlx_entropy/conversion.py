@@ -27,6 +27,7 @@ from .model_format import (
     FORMAT_VERSION,
     MODEL_FILE,
     MODEL_FILE_SOURCE,
+    OWN_MODEL_FILE,
     full_name,
 )
 from .progress import Progress, ProgressCallback
@@ -141,6 +142,7 @@ def convert(
     progress: ProgressCallback | None = None,
     overwrite: bool = False,
     as_loaded: bool = False,
+    trust_remote_code: bool = False,
 ) -> ConversionReport:
     """Write an entropy-coded copy of a model, bit for bit recoverable.
 
@@ -156,11 +158,18 @@ def convert(
     tensors into another type, as 8-bit floats; with `as_loaded` the model is
     converted as mlx-lm loads it, and those tensors are left out.
 
+    `trust_remote_code` lets the source's own Python file run, if its config
+    names one (`model_file`); it is copied, and the converted model needs it.
+
     SourceError if the source cannot be read, ValueError if the destination
     must not be written, OSError if writing fails.
     """
     if isinstance(source, (str, os.PathLike)):
-        source = open_source(os.fspath(source), as_loaded=as_loaded)
+        source = open_source(
+            os.fspath(source),
+            as_loaded=as_loaded,
+            trust_remote_code=trust_remote_code,
+        )
     target = Destination(destination, source.name, overwrite)
     try:
         return _Conversion(source, target, shard_bytes, progress).run()
@@ -351,12 +360,14 @@ class _Conversion:
     def _config(self) -> dict[str, Any]:
         config = converted_config(self.source.config, self.records)
         coded = sum(record.coded for record in self.records)
+        own = {OWN_MODEL_FILE: config.pop("model_file", None)}
         config["model_file"] = MODEL_FILE
         config[CONFIG_KEY] = {
             "format_version": FORMAT_VERSION,
             "mlx_entropy_version": version(),
             "source": _public_name(self.source.name),
             "files": self._files(),
+            **{key: name for key, name in own.items() if name is not None},
             "modules": {"coded": coded, "raw": len(self.records) - coded},
             "embeddings": [
                 record.path

@@ -12,6 +12,7 @@ code.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -25,13 +26,22 @@ import mlx.nn as nn
 
 from . import _ext, mlx_lm_hooks
 from .checksums import check, checks_on_loading
-from .model_format import CODECS, CODED, Config, check_format, marked_config
+from .model_format import (
+    CODECS,
+    CODED,
+    CONFIG_KEY,
+    OWN_MODEL_FILE,
+    Config,
+    check_format,
+    marked_config,
+)
 from .nn.coded import EntropyCoded
 from .nn.embedding import EntropyCodedEmbedding
 from .nn.fusing import fuse
 from .nn.linear import EntropyCodedLinear
 from .nn.swap import module_at, replace_module
 from .nn.switch import EntropyCodedSwitchLinear
+from .sources.base import stays_inside
 from .tensors import is_switch
 
 Classes = tuple[type[nn.Module], type]
@@ -57,6 +67,7 @@ def load(
     codec: str | None = None,
     fused: bool = True,
     checksums: bool = True,
+    trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, ...]:
     """`mlx_lm.load` that also understands converted models.
@@ -76,6 +87,8 @@ def load(
         checksums (bool): Whether a converted model is refused when a byte of
             it is not as it was written. Like ``MLX_ENTROPY_CHECKSUMS=0`` in
             the environment, False only checks coded tensors.
+        trust_remote_code (bool): Whether Python code that the model or its
+            tokenizer comes with may run.
         kwargs: Those of `mlx_lm.load`.
 
     Returns:
@@ -91,12 +104,26 @@ def load(
 
     if codec is not None:
         _check_codec(codec)
+    # If it is not said, transformers asks on the terminal.
+    kwargs["tokenizer_config"] = {
+        "trust_remote_code": trust_remote_code,
+        **(kwargs.get("tokenizer_config") or {}),
+    }
     codec_token = _codec.set(codec)
     fused_token = _fused.set(fused)
     checksums_token = _checksums.set(checksums)
     try:
         with _wrapped():
-            return mlx_lm.utils.load(str(path), **kwargs)
+            return mlx_lm.utils.load(
+                str(path), trust_remote_code=trust_remote_code, **kwargs
+            )
+    except ValueError as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        raise ValueError(
+            f"the tokenizer of {path} comes with Python code of its own; "
+            "trust_remote_code (--trust-remote-code) runs it"
+        ) from error
     finally:
         _checksums.reset(checksums_token)
         _fused.reset(fused_token)
@@ -165,7 +192,41 @@ def model_classes_of(directory: str | Path) -> Classes:
     config = _checked_config(Path(directory))
     if config is None:
         raise ValueError(f"{directory} is not entropy-coded")
-    return model_classes(config)
+    check_format(config)
+    # Whoever runs the file that calls this has trusted the directory.
+    base = _own_classes(Path(directory), config, trusted=True)
+    return model_classes(config, base)
+
+
+def _own_classes(
+    directory: Path, config: Config, trusted: bool
+) -> Callable[..., Classes] | None:
+    """What gives the classes of a model with a Python file of its own.
+
+    None for models that mlx-lm knows; ValueError unless it may run.
+    """
+    name = config[CONFIG_KEY].get(OWN_MODEL_FILE)
+    if name is None:
+        return None
+    if not isinstance(name, str) or not stays_inside(name):
+        raise ValueError(f"{directory / 'config.json'}: {name!r} is no file")
+    file = directory / name
+    if not trusted:
+        raise ValueError(
+            f"{directory} is built by Python code of its own ({name}); "
+            "trust_remote_code (--trust-remote-code) runs it"
+        )
+
+    def classes(config: Config) -> Classes:
+        # As mlx-lm does for the model that was converted.
+        spec = importlib.util.spec_from_file_location("custom_model", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.Model, module.ModelArgs
+
+    return classes
 
 
 def _checked_config(directory: Path) -> Config | None:
@@ -194,6 +255,11 @@ def model_classes(
     """
     check_format(config)
     if base is None:
+        if OWN_MODEL_FILE in config[CONFIG_KEY]:
+            raise ValueError(
+                "the model is built by Python code of its own, which lies in "
+                "its directory: use model_classes_of(directory)"
+            )
         from mlx_lm.utils import _get_classes
 
         base = _get_classes
@@ -376,9 +442,10 @@ def _wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
         given = _by_name(*args, **kwargs)
         own = given["model_config"] or {}
         given["model_config"] = own | {"model_file": None}
-        given["get_model_classes"] = functools.partial(
-            model_classes, base=given["get_model_classes"]
+        base = given["get_model_classes"] or _own_classes(
+            Path(model_path), config, given["trust_remote_code"]
         )
+        given["get_model_classes"] = functools.partial(model_classes, base=base)
         model, loaded = stock(model_path, **given)
         # Whoever saves this config wants the file that the model came with.
         loaded["model_file"] = (config | own).get("model_file")

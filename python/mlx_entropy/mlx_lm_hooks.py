@@ -23,6 +23,7 @@ from .model_format import (
     CODED,
     CONFIG_KEY,
     MODEL_FILE,
+    OWN_MODEL_FILE,
     Config,
     is_converted,
 )
@@ -139,9 +140,12 @@ def _same(one: str | Path, other: str | Path) -> bool:
 
 
 def _without_mark(config: Config) -> Config:
+    own = config[CONFIG_KEY].get(OWN_MODEL_FILE)
     config = {k: v for k, v in config.items() if k != CONFIG_KEY}
     if config.get("model_file") == MODEL_FILE:
         del config["model_file"]
+    if own is not None:
+        config["model_file"] = own
     return config
 
 

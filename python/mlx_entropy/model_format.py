@@ -27,6 +27,9 @@ CHECKSUM_FILE = "mlx_entropy_checksums.json"
 MODEL_FILE = "mlx_entropy_model.py"
 """What ``config["model_file"]`` names: mlx-lm's way in without `register`."""
 
+OWN_MODEL_FILE = "model_file"
+"""The entry of config.json's entry that names the source's own such file."""
+
 MODEL_FILE_SOURCE = '''\
 """Lets mlx-lm load this model when it is told to trust remote code."""
 

@@ -63,18 +63,25 @@ def verify(
     against: str | os.PathLike[str] | Source,
     *,
     progress: ProgressCallback | None = None,
+    trust_remote_code: bool = False,
 ) -> VerifyReport:
     """Compare a converted model with its source, bit for bit.
 
     Every tensor of the source's files must be there, or be one that the model
     says was left out, and no other may; every coded matrix must pass full
-    validation. One module is in memory at a time.
+    validation. One module is in memory at a time. `trust_remote_code` lets the
+    source's own Python file run.
+
     SourceError if either model cannot be opened; differences, damaged coded
     matrices included, are in the report.
     """
     model = StoredModel(os.fspath(model_dir), incomplete=True)
     if isinstance(against, (str, os.PathLike)):
-        against = open_source(os.fspath(against), as_loaded=True)
+        against = open_source(
+            os.fspath(against),
+            as_loaded=True,
+            trust_remote_code=trust_remote_code,
+        )
     return _Verification(model, against, progress).run()
 
 

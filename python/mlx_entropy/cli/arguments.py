@@ -32,6 +32,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that the model or its tokenizer comes with",
+    )
+
+
 def add_codec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec",

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from .arguments import add_json, add_quiet, add_verb, byte_size
+from .arguments import add_json, add_quiet, add_trust, add_verb, byte_size
 from .progress import progress_bar
 
 _EXAMPLES = """\
@@ -65,6 +65,7 @@ def configure(subparsers: Any) -> None:
         "type (FP8), and convert what it makes of them",
     )
     add_quiet(parser)
+    add_trust(parser)
     add_json(parser)
 
 
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
             overwrite=args.overwrite,
             as_loaded=args.as_loaded,
+            trust_remote_code=args.trust_remote_code,
         )
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))

@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_codec, add_json, add_verb, positive_int, temperature
+from .arguments import (
+    add_codec,
+    add_json,
+    add_trust,
+    add_verb,
+    positive_int,
+    temperature,
+)
 
 _EXAMPLES = """\
   mlx-entropy generate ./model-ec --prompt "Once upon a time"
@@ -51,6 +58,7 @@ def configure(subparsers: Any) -> None:
         help="pass the prompt as it is, even to a chat model",
     )
     add_codec(parser)
+    add_trust(parser)
     add_json(parser)
 
 
@@ -64,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if not path.is_dir():
         # mlx-lm would look for it on the Hugging Face Hub.
         raise ValueError(f"no model directory at {path}")
-    model, tokenizer = load(path, codec=args.codec)
+    model, tokenizer = load(
+        path, codec=args.codec, trust_remote_code=args.trust_remote_code
+    )
     responses = stream_generate(
         model,
         tokenizer,

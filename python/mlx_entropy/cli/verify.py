@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_json, add_quiet, add_verb
+from .arguments import add_json, add_quiet, add_trust, add_verb
 from .progress import progress_bar
 from .table import megabytes
 
@@ -45,6 +45,7 @@ def configure(subparsers: Any) -> None:
         help="the model that was converted",
     )
     add_quiet(parser)
+    add_trust(parser)
     add_json(parser)
 
 
@@ -52,7 +53,12 @@ def run(args: argparse.Namespace) -> int:
     from ..verification import verify
 
     with progress_bar("verifying", args.quiet or args.json) as progress:
-        report = verify(args.model, args.against, progress=progress)
+        report = verify(
+            args.model,
+            args.against,
+            progress=progress,
+            trust_remote_code=args.trust_remote_code,
+        )
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     elif report.identical:

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model_format import full_name, is_marked
+from ..model_format import MODEL_FILE, full_name, is_marked
 from ..tensors import DTYPE_NAMES, is_switch, unpacked_shape
 from .accounting import RecordedLoads, StoredFiles, left_out
 from .base import (
@@ -24,6 +24,7 @@ from .base import (
     SourceError,
     quoted,
     read_bytes,
+    stays_inside,
 )
 from .side_files import WeightIndex, read_side_files, refuse_broken_link
 
@@ -41,11 +42,22 @@ class DirectorySource:
     """
 
     def __init__(
-        self, path: Path, name: str | None = None, as_loaded: bool = False
+        self,
+        path: Path,
+        name: str | None = None,
+        as_loaded: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         self.name = name or str(path)
         self._path = path
         self._stored_config = _read_config(path)
+        self._model_file = _model_file(path, self._stored_config)
+        if self._model_file is not None and not trust_remote_code:
+            raise SourceError(
+                f"{path} is built by Python code of its own "
+                f"({self._model_file}); trust_remote_code "
+                "(--trust-remote-code) runs it"
+            )
         digest = hashlib.sha256(read_bytes(path / "config.json"))
         weight_files = _weight_files(path)
         for file in weight_files:
@@ -105,7 +117,7 @@ class DirectorySource:
 
     def assets(self) -> Assets:
         """The files that a loader may want beside config.json and weights."""
-        assets = read_side_files(self._path)
+        assets = read_side_files(self._path, self._model_file)
         if self._index.warning is not None:
             assets.warnings.insert(0, self._index.warning)
         return assets
@@ -115,7 +127,12 @@ class DirectorySource:
         from mlx_lm.utils import load_model
 
         try:
-            model, config = load_model(self._path, lazy=True)
+            model, config = load_model(
+                self._path,
+                lazy=True,
+                # Only if it was trusted does it come to this.
+                trust_remote_code=self._model_file is not None,
+            )
             modules = _modules(model)
             changed = _changed_on_loading(model, modules)
         except Exception as error:  # Models' own code may raise anything.
@@ -246,6 +263,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     if is_marked(config):
         raise SourceError(f"{path} is already converted by mlx-entropy")
     return config
+
+
+def _model_file(path: Path, config: dict[str, Any]) -> str | None:
+    """The Python file of the model, which mlx-lm runs; None if it has none."""
+    name = config.get("model_file")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not stays_inside(name):
+        raise SourceError(
+            f"{path / 'config.json'}: model_file is no file of the model"
+        )
+    if name == MODEL_FILE:
+        raise SourceError(f"{path / name}: a converted model has such a file")
+    refuse_broken_link(path / name)
+    if not (path / name).is_file():
+        raise SourceError(f"{path / name}, the model_file, is missing")
+    return name
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -36,15 +36,17 @@ _NEEDED_LIMIT = 256 << 20
 _OTHER_LIMIT = 32 << 20
 
 
-def read_side_files(folder: Path) -> Assets:
+def read_side_files(folder: Path, model_file: str | None = None) -> Assets:
     """The files that mlx-lm or a tokenizer may read, and what is odd.
 
+    `model_file` is the model's own Python file, which may be in a folder.
     SourceError for links to nothing and for files that cannot be read or are
     too large; data sets, which no tokenizer reads, are left out with a
     warning.
     """
     assets = Assets()
-    for file in _candidates(folder):
+    own = () if model_file is None else (folder / model_file,)
+    for file in _candidates(folder, own):
         name = file.relative_to(folder).as_posix()
         size = file.stat().st_size
         if size > _limit(name):
@@ -66,14 +68,14 @@ def read_side_files(folder: Path) -> Assets:
     return assets
 
 
-def _candidates(folder: Path) -> Iterable[Path]:
+def _candidates(folder: Path, own: Iterable[Path]) -> Iterable[Path]:
     """Files that a pattern selects; SourceError for a link to nothing."""
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
     patterns = (*DEFAULT_ALLOW_PATTERNS, *_MORE_PATTERNS)
     # A set, because one file may match several of them.
     found = {file for pattern in patterns for file in folder.glob(pattern)}
-    for file in sorted(found):
+    for file in sorted(found.union(own)):
         if (
             file.name in _NOT_ASSETS
             or file.name.endswith(".index.json")
