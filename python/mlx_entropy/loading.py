@@ -12,7 +12,6 @@ code.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -41,7 +40,7 @@ from .nn.fusing import fuse
 from .nn.linear import EntropyCodedLinear
 from .nn.swap import module_at, replace_module
 from .nn.switch import EntropyCodedSwitchLinear
-from .sources.base import stays_inside
+from .remote_code import own_classes
 from .tensors import is_switch
 
 Classes = tuple[type[nn.Module], type]
@@ -155,7 +154,10 @@ def check_structure(directory: Path) -> None:
     structure_token = _structure_only.set(True)
     try:
         with _wrapped():
-            mlx_lm.utils.load_model(directory, lazy=True)
+            # What its source needed, its source was trusted with.
+            mlx_lm.utils.load_model(
+                directory, lazy=True, trust_remote_code=True
+            )
     finally:
         _structure_only.reset(structure_token)
 
@@ -194,39 +196,8 @@ def model_classes_of(directory: str | Path) -> Classes:
         raise ValueError(f"{directory} is not entropy-coded")
     check_format(config)
     # Whoever runs the file that calls this has trusted the directory.
-    base = _own_classes(Path(directory), config, trusted=True)
+    base = own_classes(Path(directory), config, trusted=True)
     return model_classes(config, base)
-
-
-def _own_classes(
-    directory: Path, config: Config, trusted: bool
-) -> Callable[..., Classes] | None:
-    """What gives the classes of a model with a Python file of its own.
-
-    None for models that mlx-lm knows; ValueError unless it may run.
-    """
-    name = config[CONFIG_KEY].get(OWN_MODEL_FILE)
-    if name is None:
-        return None
-    if not isinstance(name, str) or not stays_inside(name):
-        raise ValueError(f"{directory / 'config.json'}: {name!r} is no file")
-    file = directory / name
-    if not trusted:
-        raise ValueError(
-            f"{directory} is built by Python code of its own ({name}); "
-            "trust_remote_code (--trust-remote-code) runs it"
-        )
-
-    def classes(config: Config) -> Classes:
-        # As mlx-lm does for the model that was converted.
-        spec = importlib.util.spec_from_file_location("custom_model", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.Model, module.ModelArgs
-
-    return classes
 
 
 def _checked_config(directory: Path) -> Config | None:
@@ -442,7 +413,7 @@ def _wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
         given = _by_name(*args, **kwargs)
         own = given["model_config"] or {}
         given["model_config"] = own | {"model_file": None}
-        base = given["get_model_classes"] or _own_classes(
+        base = given["get_model_classes"] or own_classes(
             Path(model_path), config, given["trust_remote_code"]
         )
         given["get_model_classes"] = functools.partial(model_classes, base=base)

@@ -10,6 +10,7 @@ import mlx_lm
 import pytest
 
 import mlx_entropy
+from helpers import tiny
 from mlx_entropy.cli import main as cli
 from mlx_entropy.model_format import MODEL_FILE
 from mlx_entropy.sources import SourceError
@@ -65,10 +66,13 @@ def test_model_files(
     tmp_path: Path, own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    before = tiny.digests(own)
     assert run("convert", own, out) == 1
     assert "--trust-remote-code" in capsys.readouterr().err
     assert not out.exists()
     assert run("convert", own, out, "--trust-remote-code") == 0
+    assert tiny.digests(own) == before, "no bytecode either"
+    assert not list(out.rglob("__pycache__"))
     assert run("verify", out, "--against", own) == 1
     assert run("verify", out, "--against", own, "--trust-remote-code") == 0
     capsys.readouterr()

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..files import without_bytecode
 from ..model_format import MODEL_FILE, full_name, is_marked
 from ..tensors import DTYPE_NAMES, is_switch, unpacked_shape
 from .accounting import RecordedLoads, StoredFiles, left_out
@@ -127,12 +128,13 @@ class DirectorySource:
         from mlx_lm.utils import load_model
 
         try:
-            model, config = load_model(
-                self._path,
-                lazy=True,
-                # Only if it was trusted does it come to this.
-                trust_remote_code=self._model_file is not None,
-            )
+            with without_bytecode():
+                model, config = load_model(
+                    self._path,
+                    lazy=True,
+                    # Only if it was trusted does it come to this.
+                    trust_remote_code=self._model_file is not None,
+                )
             modules = _modules(model)
             changed = _changed_on_loading(model, modules)
         except Exception as error:  # Models' own code may raise anything.
