@@ -90,6 +90,7 @@ class Demo:
         loaded = bench_load(
             self.coded, self.stock, repeat=_LOADS, notify=self._say
         )
+        report["memory_forms"] = inspected.to_dict()["memory_forms"]
         report["comparison"] = compare(inspected, self.stock, generated, loaded)
         report["agreement"] = generated["agreement"]
         return report

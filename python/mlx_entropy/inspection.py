@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ from .tensors import (
 
 # Planes whose values are the weights themselves.
 _WEIGHT_PLANES = ("codes", "floats")
+_FORMS = {
+    "rans": "rANS",
+    "tree": "trees",
+    "flat": "plain bits, not entropy-coded",
+}
 _PACKED = ("weight", "scales", "biases")
 
 
@@ -58,6 +63,11 @@ class InspectedTensor:
     memory_codec: str | None = None
     memory_bits_per_weight: float | None = None
 
+    @property
+    def memory_nbytes(self) -> int:
+        """Bytes of a coded matrix in that form; 0 if it is not coded."""
+        return round((self.memory_bits_per_weight or 0.0) * self.weights / 8)
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -68,6 +78,24 @@ class Totals:
     coded_bytes: int
     bits_per_weight: float
     entropy_bits: float | None
+
+
+@dataclass
+class MemoryForm:
+    """How many matrices have a form in memory, and their bytes in it."""
+
+    matrices: int = 0
+    nbytes: int = 0
+
+
+def memory_line(forms: Mapping[str, MemoryForm]) -> str:
+    """For people: what is in memory, which plain bits are not coded in."""
+    parts = [
+        f"{form.matrices} matrices as {_FORMS[name]} ({form.nbytes / 1e6:.1f} "
+        "MB)"
+        for name, form in forms.items()
+    ]
+    return "in memory on this machine: " + (", ".join(parts) or "none coded")
 
 
 @dataclass(frozen=True)
@@ -99,6 +127,17 @@ class ModelReport:
     def switch(self) -> Totals:
         return _totals(row for row in self.tensors if row.kind == "switch")
 
+    @property
+    def memory_forms(self) -> dict[str, MemoryForm]:
+        """What loading makes of the coded matrices, by codec in memory."""
+        forms: dict[str, MemoryForm] = {}
+        for row in self.tensors:
+            if row.memory_codec is not None:
+                form = forms.setdefault(row.memory_codec, MemoryForm())
+                form.matrices += 1
+                form.nbytes += row.memory_nbytes
+        return forms
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types, totals first."""
         total = self.total
@@ -111,6 +150,9 @@ class ModelReport:
             "bits_per_weight": total.bits_per_weight,
             "entropy_bits": total.entropy_bits,
             "left_out": [vars(tensor) for tensor in self.left_out],
+            "memory_forms": {
+                name: vars(form) for name, form in self.memory_forms.items()
+            },
             "total": vars(total),
             "linear": vars(self.linear),
             "embedding": vars(self.embedding),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
-from helpers import tiny
+from helpers import llama, tiny
+from mlx_entropy.cli.main import main
 from mlx_entropy.conversion import convert
 from mlx_entropy.inspection import inspect
 from mlx_entropy.sources.base import SourceError
@@ -136,3 +138,27 @@ def test_cut_file(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(SourceError, match="lacks"):
         inspect(out)
+
+
+def test_says_what_is_in_memory(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = converted(tmp_path, quantization=tiny.affine(4))
+    report = inspect(out)
+    forms = report.memory_forms
+    coded = [row for row in report.tensors if row.memory_codec is not None]
+    assert sum(form.matrices for form in forms.values()) == len(coded)
+    for name, form in forms.items():
+        monkeypatch.setenv("MLX_ENTROPY_CODEC", name)
+        model, _ = llama.load_registered(out)
+        rows = [row.name for row in coded if row.memory_codec == name]
+        held = dict(tree_flatten(model.parameters()))
+        found = sum(
+            held[row.replace(".weight", ".coded")].nbytes for row in rows
+        )
+        # The choice is predicted, the loaded bytes are counted.
+        assert abs(form.nbytes - found) <= 0.02 * found
+    assert main(["inspect", str(out)]) == 0
+    assert "in memory on this machine: " in capsys.readouterr().out

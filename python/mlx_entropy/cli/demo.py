@@ -103,6 +103,9 @@ def _silent(_: str) -> None:
 
 
 def _format(report: dict[str, Any]) -> str:
+    from ..inspection import MemoryForm, memory_line
+
+    forms = report["memory_forms"]
     comparison = report["comparison"]
     ours, peer = comparison["coded"], comparison["stock"]
     units = (
@@ -131,6 +134,7 @@ def _format(report: dict[str, Any]) -> str:
             "",
             format_table(("", "stock MLX", "mlx-entropy", "ratio"), rows),
             "",
+            memory_line({name: MemoryForm(**forms[name]) for name in forms}),
             *agreement_lines(report["agreement"]),
             f"target {machine['target']}, {machine['threads']} threads on "
             f"{machine['cpus']} CPUs, mlx {machine['mlx']}",

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _format(report: ModelReport) -> str:
+    from ..inspection import memory_line
     from ..sources.base import left_out_lines
 
     rows = [_row(tensor) for tensor in report.tensors]
@@ -68,6 +69,7 @@ def _format(report: ModelReport) -> str:
             format_table(_HEADER, rows, left=2),
             "",
             f"{report.model}: {megabytes(report.file_bytes)} in weight files",
+            memory_line(report.memory_forms),
             *left_out_lines(report.left_out),
         )
     )
