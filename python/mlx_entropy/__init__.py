@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         fuse,
         unfuse,
     )
+    from .restoration import restore
     from .verification import verify
 
     __version__: str
@@ -64,6 +65,7 @@ __all__ = [
     "model_classes",
     "model_classes_of",
     "register",
+    "restore",
     "seal",
     "transcode",
     "unfuse",
@@ -86,6 +88,7 @@ _HOMES = {
     "model_classes": "loading",
     "model_classes_of": "loading",
     "register": "loading",
+    "restore": "restoration",
     "seal": "checksums",
     "unfuse": "nn",
     "unregister": "loading",

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from . import source_config
 from ._version import version
 from .checksums import as_json, checksums_of
 from .coding import ConvertedTensor, ModuleRecord, code_module
@@ -366,6 +367,7 @@ class _Conversion:
             "format_version": FORMAT_VERSION,
             "mlx_entropy_version": version(),
             "source": _public_name(self.source.name),
+            source_config.KEY: source_config.remembered(self.source.config),
             "files": self._files(),
             **{key: name for key, name in own.items() if name is not None},
             "modules": {"coded": coded, "raw": len(self.records) - coded},

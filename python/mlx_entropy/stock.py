@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .destination import DestinationError
+from .model_format import full_name
 from .progress import Progress, ProgressCallback
 from .shards import ShardWriter, header_room
 from .sources.base import Module, Source, SourceError, stays_inside
@@ -101,25 +103,45 @@ def _write_weights(
     source: Source, path: Path, progress: ProgressCallback | None
 ) -> None:
     layout = source.layout()
-    total = sum(module.nbytes for module in layout)
-    written = done = 0
-    room = header_room(module.path for module in layout)
-    with ShardWriter(path, room) as writer:
-        # Without enumerate, which would keep a module until the next is read.
-        for module in source.modules():
-            _add(module, writer)
-            written, done = written + 1, done + module.nbytes
-            state = Progress(module.path, written, len(layout), done, total)
-            del module  # Before the next one is read.
-            mx.clear_cache()
-            if progress is not None:
-                progress(state)
-        if written != len(layout):
-            raise SourceError(f"{source.name} changed while it was read")
+    sizes = {module.path: module.nbytes for module in layout}
+    done: list[str] = []
+
+    def count(written: str) -> None:
+        done.append(written)
+        if progress is not None:
+            nbytes = sum(sizes[each] for each in done)
+            total = sum(sizes.values())
+            progress(Progress(written, len(done), len(sizes), nbytes, total))
+
+    with ShardWriter(path, header_room(sizes)) as writer:
+        copy_modules(source.modules(), writer, sizes, source.name, count)
         writer.finish()
 
 
-def _add(module: Module, writer: ShardWriter) -> None:
+def copy_modules(
+    modules: Iterator[Module],
+    writer: ShardWriter,
+    paths: Iterable[str],
+    name: str,
+    done: Callable[[str], None],
+) -> None:
+    """Write the next modules, one in memory at a time.
+
+    They must be those at `paths`; SourceError says that `name` changed. `done`
+    is called after each.
+    """
+    for path in paths:
+        _copy_module(modules, writer, path, name)
+        mx.clear_cache()
+        done(path)
+
+
+def _copy_module(
+    modules: Iterator[Module], writer: ShardWriter, path: str, name: str
+) -> None:
     """Its own function, so that no tensor outlives it in memory."""
-    for name, array in module.tensors.items():
-        writer.add(f"{module.path}.{name}" if module.path else name, array)
+    module = next(modules, None)
+    if module is None or module.path != path:
+        raise SourceError(f"{name} changed while it was read")
+    for parameter, array in module.tensors.items():
+        writer.add(full_name(path, parameter), array)

@@ -9,7 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .model_format import CONFIG_KEY, check_format, marked_config
+from . import _ext
+from .model_format import CODED, CONFIG_KEY, check_format, marked_config
 from .sources.base import LeftOut, SourceError
 from .sources.safetensors_file import StoredTensor, read_header
 
@@ -104,6 +105,33 @@ class StoredModel:
             raise SourceError(f"{file} changed while it was read")
         mx.eval(array)
         return array
+
+    def decode(self, name: str) -> dict[str, mx.array]:
+        """What the coded tensor `name` holds: weight, and scales and biases.
+
+        Experts have an axis of their own. ValueError if it is damaged.
+        """
+        coded = self.load(name)
+        info = _ext.validate(coded)
+        if info.scheme == "affine":
+            names = ("weight", "scales", "biases")
+            parts = dict(zip(names, _ext.decode_affine(coded), strict=True))
+        elif info.scheme == "float":
+            parts = {"weight": _ext.decode_float(coded)}
+        else:
+            raise ValueError(f"holds {info.scheme}, not weights")
+        experts = self._experts.get(name.removesuffix(f".{CODED}"))
+        if experts is None:
+            return parts
+        return {
+            part: array.reshape(experts, -1, array.shape[-1])
+            for part, array in parts.items()
+        }
+
+    @property
+    def _experts(self) -> dict[str, int]:
+        experts = self.about.get("experts")
+        return experts if isinstance(experts, dict) else {}
 
     def _read(self, file: str) -> dict[str, mx.array]:
         try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext
 from .checksums import has_checksums, problems
 from .model_format import CODED, full_name
 from .progress import Progress, ProgressCallback
@@ -152,7 +151,7 @@ class _Verification:
         if coded in self._unclaimed and CODED not in module.tensors:
             self._unclaimed.discard(coded)
             try:
-                decoded = self._decode(coded)
+                decoded = self.model.decode(coded)
                 if module.kind == "switch":
                     # Coded as one matrix; the experts' axis has no bytes.
                     decoded = _with_experts(decoded, module.tensors)
@@ -163,16 +162,6 @@ class _Verification:
             self._check_tensor(
                 full_name(module.path, name), expected, decoded.get(name)
             )
-
-    def _decode(self, name: str) -> dict[str, mx.array]:
-        coded = self.model.load(name)
-        info = _ext.validate(coded)
-        if info.scheme == "affine":
-            parts = _ext.decode_affine(coded)
-            return dict(zip(("weight", "scales", "biases"), parts, strict=True))
-        if info.scheme == "float":
-            return {"weight": _ext.decode_float(coded)}
-        raise ValueError(f"scheme {info.scheme} is not lossless")
 
     def _check_tensor(
         self, name: str, expected: mx.array, found: mx.array | None

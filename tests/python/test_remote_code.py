@@ -101,6 +101,20 @@ def test_the_converted_model_gives_the_same(tmp_path: Path, own: Path) -> None:
         assert error < 5e-2, "without the own file it is a half"
 
 
+def test_restoring(tmp_path: Path, own: Path) -> None:
+    """Runs none of it, and gives it back."""
+    mlx_entropy.convert(own, tmp_path / "out", trust_remote_code=True)
+    mlx_entropy.restore(tmp_path / "out", tmp_path / "back")
+    tokens = mx.arange(1, 9)[None]
+    expected, found = (
+        mlx_lm.load(str(each), trust_remote_code=True)[0](tokens)
+        for each in (own, tmp_path / "back")
+    )
+    assert mx.array_equal(found, expected)
+    config = json.loads((own / "config.json").read_text())
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+
+
 def test_an_ordinary_model_runs_no_code(tmp_path: Path, model: Path) -> None:
     """Trust does not change what runs where none is needed."""
     (model / "arch.py").write_text("raise AssertionError")

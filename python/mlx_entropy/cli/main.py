@@ -19,6 +19,7 @@ _VERBS = (
     "convert",
     "inspect",
     "verify",
+    "restore",
     "seal",
     "generate",
     "bench",
@@ -202,7 +203,7 @@ def _failed(args: argparse.Namespace, error: Exception) -> int:
 
 
 def _continues(args: argparse.Namespace) -> str:
-    if args.verb != "convert":
+    if args.verb not in ("convert", "restore"):
         return ""
     return "; the same command continues where it stopped"
 

@@ -1,0 +1,72 @@
+"""What config.json said before conversion, and saying it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .model_format import CONFIG_KEY, MODEL_FILE, OWN_MODEL_FILE, Config
+
+KEY = "source_config"
+"""The entry of `CONFIG_KEY` that `remembered` is for."""
+
+# What conversion changes, beside `model_file`, which has an entry of its own.
+_CHANGED = ("quantization", "quantization_config")
+_TEXT = "text_config"
+_QUANTIZER = ("group_size", "bits", "mode")
+
+
+def remembered(config: Config) -> Config:
+    """The entries of a source's config that conversion changes or drops."""
+    kept = {key: config[key] for key in _CHANGED if key in config}
+    text = config.get(_TEXT)
+    if isinstance(text, dict) and "quantization_config" in text:
+        kept[_TEXT] = {"quantization_config": text["quantization_config"]}
+    return kept
+
+
+def restored(
+    config: Config, quantized: Callable[[], Mapping[str, dict[str, Any]]]
+) -> Config:
+    """The source's config from that of a converted model.
+
+    `quantized` describes every module that is quantized in the source; it is
+    called for models of versions that did not remember.
+    """
+    entry = config[CONFIG_KEY]
+    result = {k: v for k, v in config.items() if k != CONFIG_KEY}
+    if result.get("model_file") == MODEL_FILE:
+        del result["model_file"]
+        if OWN_MODEL_FILE in entry:
+            result["model_file"] = entry[OWN_MODEL_FILE]
+    if not isinstance(known := entry.get(KEY), dict):
+        return _derived(result, quantized())
+    for key in _CHANGED:
+        result.pop(key, None)
+        if key in known:
+            result[key] = known[key]
+    if isinstance(text := known.get(_TEXT), dict):
+        result[_TEXT] = {**result.get(_TEXT, {}), **text}
+    return result
+
+
+def _derived(config: Config, quantized: Mapping[str, dict[str, Any]]) -> Config:
+    """With a quantization in which the commonest kind is the default."""
+    if not quantized:
+        return config
+    kinds = Counter(
+        tuple(kind[key] for key in _QUANTIZER) for kind in quantized.values()
+    )
+    default = dict(zip(_QUANTIZER, kinds.most_common(1)[0][0], strict=True))
+    old = config.get("quantization") or {}
+    quantization = {
+        **default,
+        **{k: v for k, v in old.items() if k not in _QUANTIZER},
+        **{path: kind for path, kind in quantized.items() if kind != default},
+    }
+    return {
+        **config,
+        "quantization": quantization,
+        "quantization_config": quantization,
+    }
