@@ -9,8 +9,8 @@ import pytest
 from mlx_lm import utils
 
 import mlx_entropy
+from benchmarks.llama_cpp import find_llama_cpp
 from helpers import llama, peers, tiny
-from mlx_entropy.bench.llama_cpp import find_llama_cpp
 
 
 @pytest.fixture(autouse=True)

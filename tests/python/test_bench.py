@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from benchmarks.cli import main as benchmarks
+from benchmarks.dispatch import bench_dispatch
+from benchmarks.encode import bench_encode
+from benchmarks.gemv import GemvCase, bench_gemv, bench_gemv_sweep
 from helpers import tiny
 from mlx_entropy import _ext, convert, load
-from mlx_entropy.bench.dispatch import bench_dispatch
-from mlx_entropy.bench.encode import bench_encode
-from mlx_entropy.bench.gemv import GemvCase, bench_gemv, bench_gemv_sweep
 from mlx_entropy.bench.generate import (
     Generation,
     _turns,
@@ -28,6 +30,7 @@ from mlx_entropy.bench.memory import peak_resident_bytes, resident_bytes
 from mlx_entropy.bench.timing import Timing, interleave, settings
 from mlx_entropy.cli import main as cli
 
+PACKAGED = ("load", "generate")
 QUICK: dict[str, Any] = {"repeat": 2, "budget": 0.05}
 MACHINE = {
     "target", "threads", "cpus", "platform", "python", "mlx", "mlx_lm",
@@ -65,8 +68,12 @@ def check(report: dict[str, Any], benchmark: str) -> None:
         assert row["weights_per_second"] > 0
 
 
-def run(*argv: object) -> int:
-    return cli.main([str(argument) for argument in argv])
+def run(kind: object, *argv: object) -> int:
+    """A benchmark by its name: the package's, or one of the checkout's."""
+    given = [str(kind), *(str(argument) for argument in argv)]
+    if kind in PACKAGED:
+        return cli.main(["bench", *given])
+    return benchmarks.main(given)
 
 
 # Timing
@@ -433,11 +440,11 @@ def test_commands(
         (*generate, "--max-tokens", 4, "--repeat", 1),
     ]
     for command in commands:
-        assert run("bench", *command) == 0
+        assert run(*command) == 0
         text = capsys.readouterr().out
         assert f"target {_ext.target()}, {_ext.num_threads()} threads" in text
         assert "samples" in text
-        assert run("bench", *command, "--json") == 0
+        assert run(*command, "--json") == 0
         captured = capsys.readouterr()
         assert captured.err == ""
         assert json.loads(captured.out)["benchmark"].startswith(str(command[0]))
@@ -446,7 +453,7 @@ def test_commands(
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--bits", 3, "--dtype", "bfloat16", "--batch", 2, "--threads", 1)
     target = ("--target", "scalar", "--group-size", 32, "--json")
-    assert run("bench", "gemv", *SMALL, *options, *target) == 0
+    assert run("gemv", *SMALL, *options, *target) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["machine"]["target"] == "scalar"
     assert report["machine"]["threads"] == 1
@@ -457,7 +464,7 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        (),
+        ("",),
         ("nonsense",),
         ("gemv", "--bits", "7"),
         ("gemv", "--budget", "0"),
@@ -469,7 +476,7 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
 def test_usage_errors(
     argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("bench", *argv) == 2
+    assert run(*argv) == 2
     assert "error: " in capsys.readouterr().err
 
 
@@ -480,16 +487,31 @@ def test_usage_errors(
 def test_errors(
     argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("bench", *argv) == 1
+    assert run(*argv) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("mlx-entropy: error: ")
     assert captured.err.count("\n") == 1
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("bench", "--help") == 0
-    assert "Examples:\n  mlx-entropy bench" in capsys.readouterr().out
-    for kind in ("gemv", "encode", "load", "generate"):
-        assert run("bench", kind, "--help") == 0
-        text = capsys.readouterr().out
-        assert f"Examples:\n  mlx-entropy bench {kind}" in text
+@pytest.mark.parametrize(
+    ("main", "name", "kinds"),
+    [
+        (benchmarks.main, "python -m benchmarks", ("gemv", "encode")),
+        (
+            lambda argv: cli.main(["bench", *argv]),
+            "mlx-entropy bench",
+            PACKAGED,
+        ),
+    ],
+)
+def test_help(
+    main: Callable[[list[str]], int],
+    name: str,
+    kinds: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    assert f"Examples:\n  {name}" in capsys.readouterr().out
+    for kind in kinds:
+        assert main([kind, "--help"]) == 0
+        assert f"Examples:\n  {name} {kind}" in capsys.readouterr().out

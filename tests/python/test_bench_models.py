@@ -10,14 +10,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from benchmarks.llama_cpp import LlamaCpp, run_llama_bench
+from benchmarks.shapes import SHAPES, ModelShape, find_shape
+from benchmarks.synthetic import write_model
+from benchmarks.synthetic_gguf import BLOCK_TYPES, write_gguf
+from benchmarks.whole_model import bench_model
 from helpers import gguf_writer
 from helpers.peers import SMALL, UNTIED, run
 from mlx_entropy import convert, load
-from mlx_entropy.bench.llama_cpp import LlamaCpp, run_llama_bench
-from mlx_entropy.bench.shapes import SHAPES, ModelShape, find_shape
-from mlx_entropy.bench.synthetic import write_model
-from mlx_entropy.bench.synthetic_gguf import BLOCK_TYPES, write_gguf
-from mlx_entropy.bench.whole_model import bench_model
 
 # Synthetic models
 
@@ -119,13 +119,13 @@ def test_synthetic_command(
 ) -> None:
     monkeypatch.setitem(SHAPES, "1b", SMALL)
     out, gguf = tmp_path / "out", tmp_path / "out.gguf"
-    assert run("bench", "synthetic", "1b", "--out", out, "--gguf", gguf) == 0
+    assert run("synthetic", "1b", "--out", out, "--gguf", gguf) == 0
     assert capsys.readouterr().out.count("the shape of nothing") == 2
     assert (out / "tokenizer.json").is_file()
     assert gguf.is_file()
-    assert run("bench", "synthetic", "1b", "--out", out) == 1
+    assert run("synthetic", "1b", "--out", out) == 1
     assert "exists" in capsys.readouterr().err
-    assert run("bench", "synthetic", "1b") == 1
+    assert run("synthetic", "1b") == 1
     assert "nothing to write" in capsys.readouterr().err
 
 
@@ -173,7 +173,7 @@ def test_model_command(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    quick = ["bench", "model", coded, "--max-tokens", "2"]
+    quick = ["model", coded, "--max-tokens", "2"]
     quick += ["--prompt-tokens", "4", "--repeat", "1"]
     root = llama_cpp.folder.parent
     assert run(*quick, "--gguf", "a.gguf", "--llama-cpp", root) == 0

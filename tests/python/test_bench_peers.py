@@ -10,11 +10,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.peers import GGML_PEER, RECORDED, SMALL, program, run
-from mlx_entropy import _ext
-from mlx_entropy.bench import contenders, noise, synthetic_gguf
-from mlx_entropy.bench.contenders import Coded, Dense, Stock, copies_beyond
-from mlx_entropy.bench.llama_cpp import (
+from benchmarks import contenders, noise, synthetic_gguf
+from benchmarks.cli import sweep as sweep_cli
+from benchmarks.cli import synthetic as synthetic_cli
+from benchmarks.cli.options import SHAPE_NAMES
+from benchmarks.contenders import Coded, Dense, Stock, copies_beyond
+from benchmarks.llama_cpp import (
     GgmlProduct,
     LlamaCpp,
     Speeds,
@@ -22,19 +23,18 @@ from mlx_entropy.bench.llama_cpp import (
     parse_llama_bench,
     run_llama_bench,
 )
-from mlx_entropy.bench.shapes import SHAPES, find_shape
-from mlx_entropy.bench.sweep import SweepOptions, _cache_size, bench_sweep
-from mlx_entropy.bench.synthetic import Gaussian
-from mlx_entropy.bench.weights import WeightKind, weight_kinds
-from mlx_entropy.cli import bench_peers
+from benchmarks.shapes import SHAPES, find_shape
+from benchmarks.sweep import SweepOptions, _cache_size, bench_sweep
+from benchmarks.synthetic import Gaussian
+from benchmarks.weights import WeightKind, weight_kinds
+from helpers.peers import GGML_PEER, RECORDED, SMALL, program, run
+from mlx_entropy import _ext
 
 
 @pytest.fixture(autouse=True)
 def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices beyond the real cache would take seconds to make."""
-    monkeypatch.setattr(
-        "mlx_entropy.bench.sweep.last_cache_bytes", lambda: 1 << 16
-    )
+    monkeypatch.setattr("benchmarks.sweep.last_cache_bytes", lambda: 1 << 16)
 
 
 # Shapes and weights
@@ -215,7 +215,7 @@ def test_sweep(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
 
 
 def _check_plot(report: dict[str, Any], folder: Path) -> None:
-    from mlx_entropy.bench.roofline import plot_sweep
+    from benchmarks.roofline import plot_sweep
 
     plot = plot_sweep(report, folder / "roofline.png")
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -262,7 +262,7 @@ def test_sweep_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(SHAPES, "135m", SMALL)
-    quick = ["bench", "sweep", "--shapes", "135m", "--batch", "1..2"]
+    quick = ["sweep", "--shapes", "135m", "--batch", "1..2"]
     quick += ["--repeat", "1", "--budget", "0.01", "--bits", "4"]
     quick += ["--threads", "1", "-q"]
     out, plot = tmp_path / "sweep.json", tmp_path / "sweep.svg"
@@ -291,10 +291,10 @@ def test_sweep_command(
 
 
 def test_lists_of_batches() -> None:
-    assert bench_peers.batches("1,9,16..64") == (1, 9, 16, 32, 64)
-    assert bench_peers.batches("1..1") == (1,)
-    assert bench_peers._GGUF_TYPES == synthetic_gguf.GGUF_TYPES
-    assert tuple(SHAPES) == bench_peers._SHAPES
+    assert sweep_cli.batches("1,9,16..64") == (1, 9, 16, 32, 64)
+    assert sweep_cli.batches("1..1") == (1,)
+    assert synthetic_cli._GGUF_TYPES == synthetic_gguf.GGUF_TYPES
+    assert tuple(SHAPES) == SHAPE_NAMES
 
 
 # llama.cpp's programs

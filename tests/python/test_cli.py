@@ -169,8 +169,7 @@ def test_doctor_says_who_decided_on_threads(
         ("inspect", "model"),
         ("verify", "model", "--against", "model"),
         ("generate", "model", "--prompt", "hello"),
-        ("bench", "gemv"),
-        ("demo", "--source", "model"),
+        ("bench", "load", "model"),
     ],
     ids=lambda argv: argv[0],
 )

@@ -10,9 +10,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from benchmarks import demo
+from benchmarks.cli import main as benchmarks
 from helpers import gguf_writer, tiny
-from mlx_entropy import demo, stock
-from mlx_entropy.cli import main as cli
+from mlx_entropy import stock
 from mlx_entropy.destination import DestinationError
 from mlx_entropy.progress import Progress
 from mlx_entropy.sources import open_source
@@ -23,7 +24,7 @@ TOKENS = 4
 
 
 def run(*argv: object) -> int:
-    return cli.main([str(argument) for argument in argv])
+    return benchmarks.main([str(argument) for argument in argv])
 
 
 def run_demo(source: Path, output: Path, *options: str) -> int:
@@ -173,7 +174,7 @@ def test_nothing_foreign_is_replaced(
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("demo", "--max-tokens", 1) == 2
     assert run("demo", "--help") == 0
-    assert "Examples:\n  mlx-entropy demo" in capsys.readouterr().out
+    assert "Examples:\n  python -m benchmarks demo" in capsys.readouterr().out
     assert run_demo(tmp_path / "nothing", tmp_path / "output") == 1
     assert "nothing" in capsys.readouterr().err
 

@@ -1,7 +1,9 @@
 """Importing the package: what it costs, and what is said when it fails."""
 
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,15 @@ def test_command_in_a_broken_installation(broken: str) -> None:
 
 def test_package_is_typed() -> None:
     assert (Path(mlx_entropy.__file__).parent / "py.typed").is_file()
+
+
+def test_measurement_stays_out_of_the_wheel() -> None:
+    """Converting and running a model needs no plots and no peers."""
+    requirements = metadata.requires("mlx-entropy") or []
+    needed = [each for each in requirements if "extra ==" not in each]
+    assert needed
+    assert not [each for each in needed if each.startswith("matplotlib")]
+    for file in Path(mlx_entropy.__file__).parent.rglob("*.py"):
+        text = file.read_text()
+        assert "matplotlib" not in text, file
+        assert not re.search(r"(from|import) benchmarks", text), file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from typing import Any
 
 from ..model_format import CODECS
@@ -86,3 +87,67 @@ def temperature(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
     return value
+
+
+def at_least_two(text: str) -> int:
+    """Tokens to generate: one alone cannot be timed."""
+    value = positive_int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError("give 2 at least, to time them")
+    return value
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        type=positive_int,
+        metavar="N",
+        help="threads of our kernels (default: see doctor)",
+    )
+
+
+def add_kernel_options(parser: argparse.ArgumentParser) -> None:
+    add_threads(parser)
+    parser.add_argument(
+        "--target", help="target of our kernels, e.g. avx2 (see doctor)"
+    )
+
+
+def add_repetitions(
+    parser: argparse.ArgumentParser, repeat: int, budget: float | None
+) -> None:
+    parser.add_argument(
+        "--repeat",
+        type=positive_int,
+        default=repeat,
+        metavar="N",
+        help=f"repetitions at most (default: {repeat})",
+    )
+    if budget is not None:
+        parser.add_argument(
+            "--budget",
+            type=seconds,
+            default=budget,
+            metavar="SECONDS",
+            help="stop repeating a measurement after so many seconds "
+            f"(default: {budget:g})",
+        )
+
+
+def kernel_options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("threads", "target", "repeat", "budget")
+    return {name: getattr(args, name) for name in names}
+
+
+def notify(args: argparse.Namespace) -> Any:
+    """Progress on stderr; None where JSON is wanted."""
+    if args.json:
+        return None
+    return lambda line: print(line, file=sys.stderr, flush=True)

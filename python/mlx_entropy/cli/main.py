@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 from .._version import version
@@ -23,7 +23,6 @@ _VERBS = (
     "seal",
     "generate",
     "bench",
-    "demo",
     "doctor",
 )
 
@@ -42,7 +41,27 @@ Examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True)
+class Program:
+    """A command with verbs, which are modules of the package `package`."""
+
+    name: str
+    description: str
+    examples: str
+    package: str
+    verbs: tuple[str, ...]
+
+
+_PROGRAM = Program(
+    "mlx-entropy",
+    "Entropy-coded weights for MLX language models.",
+    _EXAMPLES,
+    __name__.rpartition(".")[0],
+    _VERBS,
+)
+
+
+def main(argv: Sequence[str] | None = None, program: Program = _PROGRAM) -> int:
     """Run one command; returns its exit status and raises nothing.
 
     0 success, 1 error or a check that failed, 2 wrong usage, 130 Ctrl-C.
@@ -50,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     args = argparse.Namespace(verb=None, debug=False)
     try:
-        status = _run(argv, args)
+        status = _run(argv, args, program)
         # Here rather than at exit, where nobody handles a broken pipe.
         sys.stdout.flush()
         return status
@@ -89,11 +108,13 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _run(argv: Sequence[str] | None, args: argparse.Namespace) -> int:
+def _run(
+    argv: Sequence[str] | None, args: argparse.Namespace, program: Program
+) -> int:
     """Fill `args` and run the verb; errors are raised."""
-    verbs = _verbs()
+    verbs = _verbs(program)
     try:
-        _parser(verbs).parse_args(argv, args)
+        _parser(program, verbs).parse_args(argv, args)
     except SystemExit as stop:  # argparse has printed help or the error.
         return stop.code if isinstance(stop.code, int) else 2
     _check_text(args)
@@ -136,21 +157,20 @@ def _check_kernels() -> None:
         )
 
 
-def _verbs() -> dict[str, ModuleType]:
-    """The verbs of this build; some come with optional files."""
-    package = __name__.rpartition(".")[0]
+def _verbs(program: Program) -> dict[str, ModuleType]:
     return {
-        verb: importlib.import_module(f"{package}.{verb}")
-        for verb in _VERBS
-        if importlib.util.find_spec(f"{package}.{verb}") is not None
+        verb: importlib.import_module(f"{program.package}.{verb}")
+        for verb in program.verbs
     }
 
 
-def _parser(verbs: dict[str, ModuleType]) -> argparse.ArgumentParser:
+def _parser(
+    program: Program, verbs: dict[str, ModuleType]
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mlx-entropy",
-        description="Entropy-coded weights for MLX language models.",
-        epilog=_EXAMPLES,
+        prog=program.name,
+        description=program.description,
+        epilog=program.examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

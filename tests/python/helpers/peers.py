@@ -6,8 +6,8 @@ import stat
 import sys
 from pathlib import Path
 
-from mlx_entropy.bench.shapes import ModelShape
-from mlx_entropy.cli import main as cli
+from benchmarks.cli import main as benchmarks
+from benchmarks.shapes import ModelShape
 
 SMALL = ModelShape("small", "nothing", 256, 2, 512, 4, 2, 320, True)
 UNTIED = ModelShape("untied", "nothing", 256, 1, 512, 4, 4, 320, False)
@@ -47,5 +47,5 @@ def program(folder: Path, name: str, text: str) -> None:
 
 
 def run(*argv: object) -> int:
-    """The command, in this process."""
-    return cli.main([str(argument) for argument in argv])
+    """The benchmarks' command, in this process."""
+    return benchmarks.main([str(argument) for argument in argv])

@@ -9,23 +9,27 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ._version import version
-from .bench.generate import bench_generate, encode_prompt
-from .bench.load import bench_load
-from .bench.memory import peak_resident_bytes, resident_bytes, restart_peak
-from .bench.report import CODED, STOCK, machine
-from .conversion import convert
-from .destination import is_converted
-from .inspection import ModelReport, inspect
-from .loading import load
-from .model_format import FORMAT_VERSION
-from .progress import ProgressCallback
-from .sources import open_source
-from .sources.base import Source
-from .sources.safetensors_file import read_header
-from .stock import is_stock_copy, write_stock
-from .tensors import bits_per_weight
-from .verification import VerifyReport, verify
+from mlx_entropy._version import version
+from mlx_entropy.bench.generate import bench_generate, encode_prompt
+from mlx_entropy.bench.load import bench_load
+from mlx_entropy.bench.memory import (
+    peak_resident_bytes,
+    resident_bytes,
+    restart_peak,
+)
+from mlx_entropy.bench.report import CODED, STOCK, machine
+from mlx_entropy.conversion import convert
+from mlx_entropy.destination import is_converted
+from mlx_entropy.inspection import ModelReport, inspect
+from mlx_entropy.loading import load
+from mlx_entropy.model_format import FORMAT_VERSION
+from mlx_entropy.progress import ProgressCallback
+from mlx_entropy.sources import open_source
+from mlx_entropy.sources.base import Source
+from mlx_entropy.sources.safetensors_file import read_header
+from mlx_entropy.stock import is_stock_copy, write_stock
+from mlx_entropy.tensors import bits_per_weight
+from mlx_entropy.verification import VerifyReport, verify
 
 QUESTION = "What is the capital of France?"
 # Long enough an answer to time, and to disagree about.

@@ -8,10 +8,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import _ext
-from ..tensors import as_bytes, bits_per_weight, dtype_name
-from .report import CODED, Report, Result, make_report
-from .timing import interleave, settings
+from mlx_entropy import _ext
+from mlx_entropy.bench.report import CODED, Report, Result, make_report
+from mlx_entropy.bench.timing import interleave, settings
+from mlx_entropy.tensors import as_bytes, bits_per_weight, dtype_name
 
 # The strongest general-purpose coder that every Python has, at its fastest.
 _ZLIB_LEVEL = 1

@@ -1,4 +1,4 @@
-"""`mlx-entropy demo`: the whole way with a real model, and the figures."""
+"""`demo`: the whole way with a real model, and the figures."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_json, add_verb
-from .bench import at_least_two
-from .bench_tables import agreement_lines
-from .progress import progress_bar
-from .table import format_table
+from mlx_entropy.cli.arguments import add_json, add_verb, at_least_two
+from mlx_entropy.cli.bench_tables import agreement_lines
+from mlx_entropy.cli.progress import progress_bar
+from mlx_entropy.cli.table import format_table
 
 _EXAMPLES = """\
-  mlx-entropy demo
-  mlx-entropy demo --source ./SmolLM2-135M-4bit --output /tmp/demo
+  python -m benchmarks demo
+  python -m benchmarks demo --source ./SmolLM2-135M-4bit --output /tmp/demo
 """
 
 _DESCRIPTION = """\
@@ -103,7 +102,7 @@ def _silent(_: str) -> None:
 
 
 def _format(report: dict[str, Any]) -> str:
-    from ..inspection import MemoryForm, memory_line
+    from mlx_entropy.inspection import MemoryForm, memory_line
 
     forms = report["memory_forms"]
     comparison = report["comparison"]

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from .report import CODED
+from mlx_entropy.bench.report import CODED
 
 _MARKERS = "osD^vPX*<>"
 

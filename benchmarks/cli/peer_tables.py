@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from ..bench.noise import NOISY
-from .table import format_table
+from mlx_entropy.cli.table import format_table
+
+from ..noise import NOISY
 
 
 def sweep(report: dict[str, Any]) -> str:

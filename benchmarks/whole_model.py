@@ -12,14 +12,15 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .. import _ext
-from ..loading import load
-from .generate import Generation
+from mlx_entropy import _ext
+from mlx_entropy.bench.generate import Generation
+from mlx_entropy.bench.load import count_weights
+from mlx_entropy.bench.report import CODED, STOCK, Report, Result, make_report
+from mlx_entropy.bench.timing import Timing, settings
+from mlx_entropy.loading import load
+
 from .llama_cpp import NAME, LlamaCpp, run_llama_bench
-from .load import count_weights
 from .noise import Noise
-from .report import CODED, STOCK, Report, Result, make_report
-from .timing import Timing, settings
 
 # The first call of a layer validates it.
 _WARM_UP_TOKENS = 2

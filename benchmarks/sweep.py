@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _ext
+from mlx_entropy import _ext
+from mlx_entropy.bench.report import Report, Result, make_report
+from mlx_entropy.bench.timing import Timing, settings
+
 from .contenders import CODECS, Contender, Dense, Ggml, Stock, our_contenders
 from .llama_cpp import LlamaCpp
 from .noise import Noise
-from .report import Report, Result, make_report
 from .shapes import ModelShape
-from .timing import Timing, settings
 from .weights import WeightKind
 
 PEERS = ("mlx", "llama.cpp", "numpy")

@@ -6,9 +6,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-from .. import _ext
-from .report import Report, make_report
-from .timing import settings
+from mlx_entropy import _ext
+from mlx_entropy.bench.report import Report, make_report
+from mlx_entropy.bench.timing import settings
 
 _REGIONS = 200
 # Longer than the threads spin.

@@ -9,10 +9,10 @@ from itertools import product
 import mlx.core as mx
 import numpy as np
 
-from .. import _ext
-from ..tensors import bits_per_weight
-from .report import CODED, STOCK, Report, Result, make_report
-from .timing import interleave, settings
+from mlx_entropy import _ext
+from mlx_entropy.bench.report import CODED, STOCK, Report, Result, make_report
+from mlx_entropy.bench.timing import interleave, settings
+from mlx_entropy.tensors import bits_per_weight
 
 DTYPES = {
     "float32": mx.float32,

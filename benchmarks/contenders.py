@@ -15,9 +15,10 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from .. import _ext
+from mlx_entropy import _ext
+from mlx_entropy.bench.report import CODED, STOCK
+
 from .llama_cpp import GgmlProduct, LlamaCpp
-from .report import CODED, STOCK
 from .weights import Parts, WeightKind
 
 NUMPY = "numpy float32"

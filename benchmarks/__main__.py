@@ -1,0 +1,7 @@
+"""`python -m benchmarks`: the benchmarks' command."""
+
+import sys
+
+from benchmarks.cli.main import main
+
+sys.exit(main())
