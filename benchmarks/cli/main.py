@@ -35,13 +35,15 @@ samples, in medians.
 """
 
 
+PROGRAM = cli.Program(
+    "python -m benchmarks",
+    _DESCRIPTION,
+    _EXAMPLES,
+    __name__.rpartition(".")[0],
+    _VERBS,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark; returns its exit status and raises nothing."""
-    program = cli.Program(
-        "python -m benchmarks",
-        _DESCRIPTION,
-        _EXAMPLES,
-        __name__.rpartition(".")[0],
-        _VERBS,
-    )
-    return cli.main(argv, program)
+    return cli.main(argv, PROGRAM)

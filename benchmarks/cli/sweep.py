@@ -151,7 +151,13 @@ def configure(kinds: Any) -> None:
             metavar="SECONDS",
             help=f"{what} (default: {default:g})",
         )
-    add("--json", metavar="FILE", help="write the report; - for stdout")
+    add(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write the report, or print it on stdout if there is no FILE",
+    )
     add("--plot", metavar="FILE", help="write a roofline, as PNG, SVG or PDF")
     add_quiet(parser)
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
-from mlx_entropy.cli.arguments import add_quiet, add_verb, positive_int
+from mlx_entropy.cli.arguments import (
+    add_json,
+    add_quiet,
+    add_verb,
+    positive_int,
+)
 
 from .options import SHAPE_NAMES, say
 
@@ -73,6 +79,7 @@ def configure(kinds: Any) -> None:
     )
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
     add_quiet(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,8 +93,10 @@ def run(args: argparse.Namespace) -> int:
     common = {
         "layers": args.layers,
         "seed": args.seed,
-        "notify": None if args.quiet else say,
+        "notify": None if args.quiet or args.json else say,
     }
+    report: dict[str, Any] = {"shape": shape.like}
+    lines = []
     if args.out is not None:
         folder = write_model(
             shape,
@@ -97,9 +106,12 @@ def run(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             **common,
         )
-        print(f"{folder}: the shape of {shape.like}, {args.bits} bits")
+        report |= {"directory": str(folder), "bits": args.bits}
+        lines.append(f"{folder}: the shape of {shape.like}, {args.bits} bits")
     if args.gguf is not None:
         file = write_gguf(shape, args.gguf, kind=args.gguf_type, **common)
-        size = file.stat().st_size / 1e9
-        print(f"{file}: the shape of {shape.like}, {size:.2f} GB")
+        size = file.stat().st_size
+        report |= {"gguf": str(file), "gguf_bytes": size}
+        lines.append(f"{file}: the shape of {shape.like}, {size / 1e9:.2f} GB")
+    print(json.dumps(report, indent=2) if args.json else "\n".join(lines))
     return 0

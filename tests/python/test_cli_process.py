@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from mlx_entropy import convert
-from mlx_entropy.destination import JOURNAL
+from mlx_entropy.destination import JOURNAL, PARTIAL_SUFFIX
 
 COMMAND = (sys.executable, "-m", "mlx_entropy")
 # Output is to be buffered, as it is by default where it is no terminal.
@@ -140,3 +142,108 @@ def test_ctrl_c(tmp_path: Path, model: Path) -> None:
     assert "continuing out.mlx-entropy-partial" in done.stderr
     assert shell('"$@"', "verify", out, "--against", model).returncode == 0
     assert not journal.exists()
+
+
+SLOW_IMPORT = """
+import os, runpy, signal, sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlx_entropy.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+
+sys.meta_path.insert(0, Slow())
+runpy.run_module("mlx_entropy", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_python_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_IMPORT],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=heed_interrupts,
+        timeout=20,
+    )
+    assert done.returncode == 130
+    assert done.stderr == "mlx-entropy: error: interrupted\n"
+
+
+def heed_nothing() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+SHARDS = ("--shard-size", "200KB")
+
+
+def slow_conversion(
+    model: Path, out: Path, prepare: Callable[[], None], **streams: int
+) -> subprocess.Popen[str]:
+    """A conversion that has begun to write."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_DISK, "convert", model, out, *SHARDS],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+        text=True,
+        env={**ENVIRONMENT, "TERM": "xterm"},
+        preexec_fn=prepare,
+    )
+    journal = out.with_name(f"{out.name}{PARTIAL_SUFFIX}") / JOURNAL
+    while process.poll() is None and not written(journal):
+        time.sleep(0.001)
+    return process
+
+
+def test_signals_that_are_ignored(tmp_path: Path, model: Path) -> None:
+    """As by `nohup`, and by a shell for its background jobs."""
+    out = tmp_path / "out"
+    process = slow_conversion(model, out, heed_nothing)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_requests_to_end(
+    tmp_path: Path, model: Path, number: signal.Signals
+) -> None:
+    """On a terminal, whose cursor the progress bar hides."""
+    out = tmp_path / "out"
+    ours, theirs = pty.openpty()
+    process = slow_conversion(model, out, heed_interrupts, stderr=theirs)
+    os.close(theirs)
+    process.send_signal(number)
+    shown = b""
+    # The end of a terminal whose other side is closed is an error.
+    with suppress(OSError):
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
+    os.close(ours)
+    assert process.wait(timeout=60) == 128 + number
+    hidden, back = b"\x1b[?25l", b"\x1b[?25h"
+    assert shown.rfind(hidden) < shown.rfind(back)
+    assert f"stopped by {number.name}; the same command".encode() in shown
+    assert b"Traceback" not in shown
+    convert(model, out, shard_bytes=200_000)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("convert", "model", "out"),
+        ("inspect", "model"),
+        ("verify", "model", "--against", "model"),
+        ("generate", "model", "--prompt", "hello"),
+        ("bench", "load", "model", "--against", "model"),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_number_of_threads_that_is_none(argv: tuple[str, ...]) -> None:
+    done = shell('"$@"', *argv, MLX_ENTROPY_NUM_THREADS="many")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "mlx-entropy: error: MLX_ENTROPY_NUM_THREADS=many is not a number "
+        "from 1 to 4096\n"
+    )

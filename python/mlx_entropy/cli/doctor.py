@@ -13,6 +13,8 @@ from typing import Any
 from .._version import version
 from .arguments import add_json, add_verb
 
+THREADS_VARIABLE = "MLX_ENTROPY_NUM_THREADS"
+
 _EXAMPLES = """\
   mlx-entropy doctor
   MLX_ENTROPY_TARGET=scalar mlx-entropy doctor --json
@@ -105,12 +107,14 @@ def _check_target(report: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_threads(report: dict[str, Any], problems: list[str]) -> None:
-    variable = "MLX_ENTROPY_NUM_THREADS"
-    forced = os.environ.get(variable)
+    forced = os.environ.get(THREADS_VARIABLE)
     # set_num_threads() is stronger.
-    if forced and report["threads_source"] not in (variable, "set_num_threads"):
+    if forced and report["threads_source"] not in (
+        THREADS_VARIABLE,
+        "set_num_threads",
+    ):
         problems.append(
-            f"{variable}={forced} is not a number from 1 to 4096; "
+            f"{THREADS_VARIABLE}={forced} is not a number from 1 to 4096; "
             f"{report['threads']} threads are in use"
         )
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NoReturn
 
 from .._version import version
 from ..files import DISK_FULL
+from .doctor import THREADS_VARIABLE
+from .signals import Terminated, signals_raise
 
 _VERBS = (
     "convert",
@@ -64,17 +69,22 @@ _PROGRAM = Program(
 def main(argv: Sequence[str] | None = None, program: Program = _PROGRAM) -> int:
     """Run one command; returns its exit status and raises nothing.
 
-    0 success, 1 error or a check that failed, 2 wrong usage, 130 Ctrl-C.
+    0 success, 1 error or a check that failed, 2 wrong usage, 130 Ctrl-C,
+    143 SIGTERM. With --json an error is the object {"error": ...} on stdout.
     """
     _prepare_streams()
-    args = argparse.Namespace(verb=None, debug=False)
+    argv = sys.argv[1:] if argv is None else argv
+    args = argparse.Namespace(verb=None, debug=False, json="--json" in argv)
     try:
-        status = _run(argv, args, program)
-        # Here rather than at exit, where nobody handles a broken pipe.
-        sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
-        return _interrupted(args)
+        with signals_raise():
+            status = _run(argv, args, program)
+            # Here rather than at exit, where nobody handles a broken pipe.
+            sys.stdout.flush()
+            return status
+    except (KeyboardInterrupt, Terminated) as stop:
+        return _stopped(args, stop)
+    except _UsageError as error:
+        return _misused(args, error)
     except BrokenPipeError:  # The reader has gone, e.g. `| head`.
         _drop_output()
         return 1
@@ -109,13 +119,13 @@ def _prepare_streams() -> None:
 
 
 def _run(
-    argv: Sequence[str] | None, args: argparse.Namespace, program: Program
+    argv: Sequence[str], args: argparse.Namespace, program: Program
 ) -> int:
     """Fill `args` and run the verb; errors are raised."""
     verbs = _verbs(program)
     try:
         _parser(program, verbs).parse_args(argv, args)
-    except SystemExit as stop:  # argparse has printed help or the error.
+    except SystemExit as stop:  # argparse has printed help or the version.
         return stop.code if isinstance(stop.code, int) else 2
     _check_text(args)
     if args.verb not in _WITHOUT_KERNELS:
@@ -142,9 +152,10 @@ def _check_text(args: argparse.Namespace) -> None:
 
 
 def _check_kernels() -> None:
-    """ImportError or ValueError unless kernels run, on the target asked for.
+    """ImportError or ValueError unless kernels run as the user asked.
 
-    The native module ignores a target that it does not have.
+    The native module ignores a target that it does not have, and a number of
+    threads that is none.
     """
     from .. import _ext
 
@@ -155,6 +166,14 @@ def _check_kernels() -> None:
             f"MLX_ENTROPY_TARGET={forced} cannot run here; "
             f"this machine has {', '.join(available)}"
         )
+    threads = os.environ.get(THREADS_VARIABLE)
+    if threads and _ext.threads_source() not in (
+        THREADS_VARIABLE,
+        "set_num_threads",
+    ):
+        raise ValueError(
+            f"{THREADS_VARIABLE}={threads} is not a number from 1 to 4096"
+        )
 
 
 def _verbs(program: Program) -> dict[str, ModuleType]:
@@ -164,10 +183,25 @@ def _verbs(program: Program) -> dict[str, ModuleType]:
     }
 
 
+class _UsageError(Exception):
+    """Wrong arguments, for the verb of the parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser = parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises its errors; verbs' parsers become such ones, too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(self, message)
+
+
 def _parser(
     program: Program, verbs: dict[str, ModuleType]
 ) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=program.name,
         description=program.description,
         epilog=program.examples,
@@ -197,11 +231,23 @@ def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
     )
 
 
-def _interrupted(args: argparse.Namespace) -> int:
+def _stopped(args: argparse.Namespace, stop: BaseException) -> int:
     if args.debug:
         traceback.print_exc()
-    _print_error(f"interrupted{_continues(args)}")
-    return 130
+    number, what = signal.SIGINT.value, "interrupted"
+    if isinstance(stop, Terminated):
+        number, what = stop.number, f"stopped by {stop}"
+    _print_error(args, f"{what}{_continues(args)}")
+    return 128 + number
+
+
+def _misused(args: argparse.Namespace, error: _UsageError) -> int:
+    if _wants_json(args):
+        _print_error(args, f"{error} ({error.parser.prog} --help)")
+    else:
+        error.parser.print_usage(sys.stderr)
+        print(f"{error.parser.prog}: error: {error}", file=sys.stderr)
+    return 2
 
 
 def _failed(args: argparse.Namespace, error: Exception) -> int:
@@ -218,7 +264,7 @@ def _failed(args: argparse.Namespace, error: Exception) -> int:
         message += " (mlx-entropy doctor says more)"
     if not isinstance(error, _EXPECTED):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
-    _print_error(message or type(error).__name__)
+    _print_error(args, message or type(error).__name__)
     return 1
 
 
@@ -228,6 +274,17 @@ def _continues(args: argparse.Namespace) -> str:
     return "; the same command continues where it stopped"
 
 
-def _print_error(message: str) -> None:
+def _print_error(args: argparse.Namespace, message: str) -> None:
     line = " ".join(message.split())
+    if _wants_json(args):
+        try:
+            print(json.dumps({"error": line}, indent=2), flush=True)
+            return
+        except OSError:
+            _drop_output()
     print(f"mlx-entropy: error: {line}", file=sys.stderr)
+
+
+def _wants_json(args: argparse.Namespace) -> bool:
+    """Whether stdout is for JSON: `bench sweep` may write it to a file."""
+    return getattr(args, "json", None) in (True, "-")
