@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+# Not typing's: its import takes longer than all else before `_entry`.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._ext import (
         RANSTable,
         entropy_coded_embedding,
