@@ -10,10 +10,16 @@ import mlx.core as mx
 
 from . import _ext
 from .model_format import CODED, full_name
+from .nn.layers import (
+    NOT_SMALLER,
+    encode,
+    kind_named,
+    matrix_of,
+    why_no_layer,
+    why_raw,
+)
 from .sources.base import Module
-from .tensors import FLOATS, bits_per_weight, dtype_name, unpacked_shape
-
-_QUANTIZED = ("weight", "scales", "biases")
+from .tensors import bits_per_weight, unpacked_shape
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,6 @@ class ModuleRecord:
         return ModuleRecord(**{**record, "rows": rows})
 
 
-def raw_reason(ndim: int, kind: str = "other") -> str:
-    """Why a tensor that is no layer's weight matrix is not coded."""
-    if ndim < 2:
-        return f"{ndim}-D tensor"
-    if kind == "other":
-        return "not a linear, embedding or expert layer"
-    return "not a weight"
-
-
 def code_module(
     module: Module,
 ) -> tuple[dict[str, mx.array], ModuleRecord]:
@@ -81,66 +78,20 @@ def code_module(
     A module that cannot be coded, or would not get smaller, keeps its
     tensors and names.
     """
-    reason = _ineligible(module)
-    if reason is None:
-        try:
-            coded = _encode(module)
-        except ValueError as error:
-            reason = str(error)
-        else:
-            replaced = _matrix(module)
-            if coded.nbytes < _nbytes(replaced):
-                return _coded(module, coded, replaced)
-            reason = "not smaller coded"
-    return module.tensors, _raw(module, reason)
-
-
-def _ineligible(module: Module) -> str | None:
-    """Why the module's weight cannot be entropy-coded, None if it can."""
-    weight = module.tensors.get("weight")
-    if weight is None:
-        return "no weight"
-    if module.kind == "other":
-        return raw_reason(weight.ndim)
-    if weight.ndim != (3 if module.kind == "switch" else 2):
-        return f"{weight.ndim}-D tensor"
-    if weight.size == 0:
-        return "empty tensor"
-    if module.quantization is None:
-        if weight.dtype not in FLOATS:
-            return f"type {dtype_name(weight.dtype)}"
-        return module.obstacle
-    mode = module.quantization["mode"]
-    if mode != "affine":
-        return f"mode {mode} is not affine"
-    if not {"scales", "biases"} <= module.tensors.keys():
-        return "scales or biases missing"
-    return module.obstacle
-
-
-def _encode(module: Module) -> mx.array:
-    tensors, quantization = module.tensors, module.quantization
-    # Experts are decoded one by one, so each starts a tile.
-    weight = tensors["weight"]
-    block_rows = weight.shape[1] if module.kind == "switch" else 0
-    if quantization is None:
-        return _ext.encode_float(weight, block_rows=block_rows)
-    return _ext.encode_affine(
-        weight,
-        tensors["scales"],
-        tensors["biases"],
-        int(quantization["group_size"]),
-        int(quantization["bits"]),
-        block_rows=block_rows,
-    )
-
-
-def _matrix(module: Module) -> dict[str, mx.array]:
-    """The weight, with the scales and biases that belong to it."""
-    if "weight" not in module.tensors:
-        return {}
-    names = ("weight",) if module.quantization is None else _QUANTIZED
-    return {n: a for n, a in module.tensors.items() if n in names}
+    kind = kind_named(module.kind)
+    reason = why_raw(kind, module.tensors, module.quantization)
+    reason = reason or module.obstacle
+    if reason is not None:
+        return module.tensors, _raw(module, reason)
+    assert kind is not None  # Or there was a reason.
+    try:
+        coded = encode(kind, module.tensors, module.quantization)
+    except ValueError as error:
+        return module.tensors, _raw(module, str(error))
+    replaced = matrix_of(module.tensors, module.quantization)
+    if coded.nbytes >= _nbytes(replaced):
+        return module.tensors, _raw(module, NOT_SMALLER)
+    return _coded(module, coded, replaced)
 
 
 def _nbytes(tensors: dict[str, mx.array]) -> int:
@@ -159,7 +110,7 @@ def _coded(
 
 
 def _raw(module: Module, reason: str) -> ModuleRecord:
-    matrix = _matrix(module)
+    matrix = matrix_of(module.tensors, module.quantization)
     rows = _copied_rows(module, _without(module, matrix))
     if matrix:
         nbytes = _nbytes(matrix)
@@ -205,7 +156,7 @@ def _copied_rows(
             array.nbytes,
             array.nbytes,
             "raw",
-            raw_reason(array.ndim, module.kind),
+            why_no_layer(array.ndim, module.kind),
         )
         for name, array in tensors.items()
     ]

@@ -10,8 +10,8 @@ from typing import Any
 
 from . import _ext
 from .checksums import check
-from .coding import raw_reason
 from .model_format import CODED, full_name
+from .nn.layers import why_no_layer
 from .progress import Progress, ProgressCallback
 from .sources.base import LeftOut
 from .sources.safetensors_file import StoredTensor
@@ -279,7 +279,7 @@ class _Names:
             shape,
             sum(tensor.nbytes for tensor in stored),
             layout,
-            raw.get("reason", raw_reason(len(shape))),
+            raw.get("reason", why_no_layer(len(shape))),
         )
 
     def _quantization(self, path: str) -> dict[str, Any]:
@@ -295,7 +295,7 @@ class _Names:
             stored.shape,
             stored.nbytes,
             _plain_layout(stored),
-            raw_reason(len(stored.shape)),
+            why_no_layer(len(stored.shape)),
         )
 
 

@@ -34,14 +34,10 @@ from .model_format import (
     check_format,
     marked_config,
 )
-from .nn.coded import EntropyCoded
-from .nn.embedding import EntropyCodedEmbedding
 from .nn.fusing import fuse
-from .nn.linear import EntropyCodedLinear
+from .nn.layers import kind_of, quantization_of
 from .nn.swap import module_at, replace_module
-from .nn.switch import EntropyCodedSwitchLinear
 from .remote_code import own_classes
-from .tensors import is_switch
 
 Classes = tuple[type[nn.Module], type]
 
@@ -329,10 +325,10 @@ def _weight_shape(
         stock = module_at(model, path)
     except LookupError:  # `sanitize` may rename it.
         return info.rows, info.cols
-    if is_switch(stock) and stock.weight.size == info.rows * info.cols:
-        shape: tuple[int, ...] = stock.weight.shape
-        return shape
-    return info.rows, info.cols
+    if kind_of(stock) is None or stock.weight.size != info.rows * info.cols:
+        return info.rows, info.cols
+    shape: tuple[int, ...] = stock.weight.shape
+    return shape
 
 
 def _validated(name: str, array: mx.array) -> _ext.CodedInfo:
@@ -364,33 +360,16 @@ def _swap(
         stock = module_at(model, path)
     except LookupError as error:
         raise ValueError(f"{name}: {error}") from None
-    layer: EntropyCoded
-    if is_switch(stock):
-        layer = EntropyCodedSwitchLinear(
-            stock.input_dims,
-            stock.output_dims,
-            stock.num_experts,
-            coded.size,
-            "bias" in stock,
-            info.dtype,
-        )
-        rows, cols = stock.num_experts * stock.output_dims, stock.input_dims
-    elif type(stock) is nn.Linear:
-        rows, cols = stock.weight.shape
-        layer = EntropyCodedLinear(
-            cols, rows, coded.size, "bias" in stock, info.dtype
-        )
-    elif type(stock) is nn.Embedding:
-        rows, cols = stock.weight.shape
-        layer = EntropyCodedEmbedding(rows, cols, coded.size, info.dtype)
-    else:
+    kind = kind_of(stock)
+    if kind is None or quantization_of(stock) is not None:
         raise ValueError(
             f"{name}: the model has a {type(stock).__name__} there, "
             "which cannot be coded"
         )
-    if (info.rows, info.cols) != (rows, cols):
+    layer = kind.placeholder(stock, coded.size, info.dtype)
+    if (info.rows, info.cols) != layer.shape:
         raise ValueError(
-            f"{name}: expected a matrix of shape {(rows, cols)}, "
+            f"{name}: expected a matrix of shape {layer.shape}, "
             f"got {(info.rows, info.cols)}"
         )
     replace_module(model, path, layer)

@@ -25,19 +25,6 @@ DTYPE_NAMES: dict[mx.Dtype, str] = {
 # The types of weights that can be coded.
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
-# mlx-lm's stacked experts, known by name: importing them takes long.
-_EXPERTS = {"SwitchLinear", "QuantizedSwitchLinear"}
-
-
-def is_switch(module: object) -> bool:
-    """Whether this is mlx-lm's own linear layer of many experts."""
-    kind = type(module)
-    return (
-        kind.__name__ in _EXPERTS
-        and kind.__module__ == "mlx_lm.models.switch_layers"
-    )
-
-
 _UNSIGNED: dict[int, mx.Dtype] = {
     1: mx.uint8,
     2: mx.uint16,

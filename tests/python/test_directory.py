@@ -287,7 +287,6 @@ def test_what_mlx_lm_refuses_is_one_line(tmp_path: Path) -> None:
         {"model_type": "no_such_model"},
         {"num_hidden_layers": 3},
         {"hidden_size": 256},
-        {"model_file": "custom.py"},
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         assert "mlx-lm cannot load" in refusal(tmp_path)

@@ -40,6 +40,11 @@ class EntropyCoded(nn.Module):
         self._dtype = dtype_name(dtype)  # A Dtype cannot be copied.
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the coded matrix."""
+        return self._rows, self._cols
+
+    @property
     def dtype(self) -> mx.Dtype:
         """Type of the weights: that of the scales, or of the floats."""
         dtype: mx.Dtype = getattr(mx, self._dtype)
@@ -191,22 +196,31 @@ class AffineMatrix:
         rows, words = self.weight.shape
         return rows, words * 32 // self.bits
 
-    def encode(self) -> mx.array:
+    def encode(self, axes: int = 2) -> mx.array:
+        """The coded bytes; with 3 `axes` of one matrix for each expert."""
         check_quantization(self.group_size, self.bits)
-        check_matrix(self.weight, (mx.uint32,))
+        check_matrix(self.weight, (mx.uint32,), axes)
         return _ext.encode_affine(
-            self.weight, self.scales, self.biases, self.group_size, self.bits
+            self.weight,
+            self.scales,
+            self.biases,
+            self.group_size,
+            self.bits,
+            block_rows=_block_rows(self.weight),
         )
 
 
 def encode_weight(
-    weight: mx.array, group_size: int, bits: int | None
+    weight: mx.array,
+    group_size: int = 64,
+    bits: int | None = None,
+    axes: int = 2,
 ) -> mx.array:
     """Code floats without loss, or quantized first when `bits` is given."""
-    check_matrix(weight, FLOATS)
+    check_matrix(weight, FLOATS, axes)
     if bits is None:
-        return _ext.encode_float(weight)
-    return AffineMatrix.quantize(weight, group_size, bits).encode()
+        return _ext.encode_float(weight, block_rows=_block_rows(weight))
+    return AffineMatrix.quantize(weight, group_size, bits).encode(axes)
 
 
 def decode_into(
@@ -241,10 +255,19 @@ def check_quantization(group_size: int, bits: int) -> None:
         )
 
 
-def check_matrix(weight: mx.array, dtypes: tuple[mx.Dtype, ...]) -> None:
-    if weight.ndim != 2 or weight.size == 0:
+def _block_rows(weight: mx.array) -> int:
+    """Rows that start a tile: experts are decoded one by one."""
+    return weight.shape[1] if weight.ndim == 3 else 0
+
+
+def check_matrix(
+    weight: mx.array, dtypes: tuple[mx.Dtype, ...], axes: int
+) -> None:
+    """ValueError unless a matrix of these types, or one for each expert."""
+    if weight.ndim != axes or weight.size == 0:
+        wanted = "matrix" if axes == 2 else "matrix for each expert"
         raise ValueError(
-            "[encode] expected a non-empty matrix, "
+            f"[encode] expected a non-empty {wanted}, "
             f"got a weight of shape {weight.shape}"
         )
     if weight.dtype not in dtypes:

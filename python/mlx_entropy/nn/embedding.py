@@ -113,6 +113,14 @@ class EntropyCodedEmbedding(EntropyCoded):
         return cls._of(coded, weight.shape, weight.dtype)
 
     @classmethod
+    def placeholder(
+        cls, stock: nn.Module, coded_bytes: int, dtype: mx.Dtype
+    ) -> EntropyCodedEmbedding:
+        """For coded bytes to be loaded, in the place of `stock`."""
+        num_embeddings, dims = stock.weight.shape
+        return cls(num_embeddings, dims, coded_bytes, dtype)
+
+    @classmethod
     def _of(
         cls, coded: mx.array, shape: tuple[int, ...], dtype: mx.Dtype
     ) -> EntropyCodedEmbedding:

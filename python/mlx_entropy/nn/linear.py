@@ -123,6 +123,14 @@ class EntropyCodedLinear(EntropyCoded):
         return cls._of(coded, weight.shape, weight.dtype, bias)
 
     @classmethod
+    def placeholder(
+        cls, stock: nn.Module, coded_bytes: int, dtype: mx.Dtype
+    ) -> EntropyCodedLinear:
+        """For coded bytes to be loaded, in the place of `stock`."""
+        output_dims, input_dims = stock.weight.shape
+        return cls(input_dims, output_dims, coded_bytes, "bias" in stock, dtype)
+
+    @classmethod
     def _of(
         cls,
         coded: mx.array,

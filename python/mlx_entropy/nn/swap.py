@@ -9,38 +9,18 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..tensors import FLOATS, dtype_name, is_switch
 from .coded import EntropyCoded, check_quantization
-from .embedding import EntropyCodedEmbedding
 from .fusing import fuse
-from .linear import EntropyCodedLinear
-from .switch import EntropyCodedSwitchLinear
+from .layers import (
+    NOT_SMALLER,
+    kind_of,
+    matrix_of,
+    quantization_of,
+    why_raw,
+)
 
-Coder = Callable[..., EntropyCoded]
 Outcome = tuple[str, int, int] | tuple[str, str]
 Predicate = Callable[[str, nn.Module], bool | dict[str, Any]]
-
-# Exact types: a subclass may compute something else from its weight.
-_FLOAT_LAYERS: dict[type[nn.Module], Coder] = {
-    nn.Linear: EntropyCodedLinear.from_linear,
-    nn.Embedding: EntropyCodedEmbedding.from_embedding,
-}
-_QUANTIZED_LAYERS: dict[type[nn.Module], Coder] = {
-    nn.QuantizedLinear: EntropyCodedLinear.from_quantized,
-    nn.QuantizedEmbedding: EntropyCodedEmbedding.from_quantized,
-}
-
-
-def _float_coder(module: nn.Module) -> Coder | None:
-    if is_switch(module) and "scales" not in module:
-        return EntropyCodedSwitchLinear.from_switch
-    return _FLOAT_LAYERS.get(type(module))
-
-
-def _quantized_coder(module: nn.Module) -> Coder | None:
-    if is_switch(module) and "scales" in module:
-        return EntropyCodedSwitchLinear.from_quantized
-    return _QUANTIZED_LAYERS.get(type(module))
 
 
 class EntropyReport(dict[str, Outcome]):
@@ -205,44 +185,21 @@ def _code(
         return ("coded", module.source_bytes, module.coded_bytes), None
     if options is None:
         return ("raw", "excluded by class_predicate"), None
-    if reason := _obstacle(module, options):
+    kind, quantization = kind_of(module), quantization_of(module)
+    reason = why_raw(kind, module, quantization)
+    if reason is not None:
         return ("raw", reason), None
+    assert kind is not None  # Or there was a reason.
     try:
-        if coder := _quantized_coder(module):
-            layer = coder(module)
-        elif coder := _float_coder(module):
-            layer = coder(module, **options)
+        if quantization is None:
+            layer = kind.from_float(module, **options)
+        else:
+            layer = kind.from_quantized(module)
     except ValueError as error:
         return ("raw", str(error)), None
-    before = _matrix_bytes(module)
+    matrix = matrix_of(module, quantization)
+    before = sum(array.nbytes for array in matrix.values())
     after = layer.coded_bytes
     if after >= before:
-        return ("raw", f"would not shrink: {before} -> {after} bytes"), None
+        return ("raw", NOT_SMALLER), None
     return ("coded", before, after), layer
-
-
-def _obstacle(module: nn.Module, options: dict[str, Any]) -> str | None:
-    """Why a layer cannot be coded, or None."""
-    if _quantized_coder(module):
-        if module.mode != "affine":
-            return f"{module.mode} quantization is not supported"
-        return None
-    if not _float_coder(module):
-        return f"{type(module).__name__} layers are not supported"
-    weight = module.weight
-    if weight.ndim != (3 if is_switch(module) else 2) or weight.size == 0:
-        return f"a weight of shape {weight.shape} is not supported"
-    if weight.dtype not in FLOATS:
-        return f"{dtype_name(weight.dtype)} weights are not supported"
-    group_size = options["group_size"]
-    if options["bits"] is not None and weight.shape[-1] % group_size:
-        return (
-            f"{weight.shape[-1]} columns are no multiple of the group size "
-            f"{group_size}"
-        )
-    return None
-
-
-def _matrix_bytes(module: nn.Module) -> int:
-    arrays = (module.get(name) for name in ("weight", "scales", "biases"))
-    return sum(array.nbytes for array in arrays if array is not None)

@@ -8,8 +8,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import _ext
-from ..tensors import FLOATS
-from .coded import AffineMatrix, EntropyCoded, decode_into
+from .coded import (
+    AffineMatrix,
+    EntropyCoded,
+    decode_into,
+    encode_weight,
+)
 from .lora import lora_around
 
 if TYPE_CHECKING:
@@ -65,19 +69,8 @@ class EntropyCodedSwitchLinear(EntropyCoded):
                 ``group_size``, or rows that no tile can end with (see
                 `from_switch`).
         """
-        if layer.mode != "affine":
-            raise ValueError(
-                "[from_quantized] only affine quantization can be coded, "
-                f"got mode {layer.mode!r}"
-            )
-        coded = encode_affine_experts(
-            layer.weight,
-            layer.scales,
-            layer.biases,
-            layer.group_size,
-            layer.bits,
-        )
-        return cls._of(layer, coded, layer.scales.dtype)
+        matrix = AffineMatrix.of(layer, type(layer))
+        return cls._of(layer, matrix.encode(axes=3), layer.scales.dtype)
 
     @classmethod
     def from_switch(
@@ -103,31 +96,28 @@ class EntropyCodedSwitchLinear(EntropyCoded):
                 no multiple of 64, so that the next could not start a tile.
         """
         weight = layer.weight
-        if bits is None:
-            coded = encode_float_experts(weight)
-        else:
-            matrix = AffineMatrix.quantize(weight, group_size, bits)
-            coded = encode_affine_experts(
-                matrix.weight,
-                matrix.scales,
-                matrix.biases,
-                group_size,
-                bits,
-            )
+        coded = encode_weight(weight, group_size, bits, axes=3)
         return cls._of(layer, coded, weight.dtype)
+
+    @classmethod
+    def placeholder(
+        cls, stock: nn.Module, coded_bytes: int, dtype: mx.Dtype
+    ) -> EntropyCodedSwitchLinear:
+        """For coded bytes to be loaded, in the place of `stock`."""
+        return cls(
+            stock.input_dims,
+            stock.output_dims,
+            stock.num_experts,
+            coded_bytes,
+            "bias" in stock,
+            dtype,
+        )
 
     @classmethod
     def _of(
         cls, stock: nn.Module, coded: mx.array, dtype: mx.Dtype
     ) -> EntropyCodedSwitchLinear:
-        layer = cls(
-            stock.input_dims,
-            stock.output_dims,
-            stock.num_experts,
-            coded.size,
-            "bias" in stock,
-            dtype,
-        )
+        layer = cls.placeholder(stock, coded.size, dtype)
         layer.coded = coded
         if "bias" in stock:
             layer.bias = stock["bias"]
@@ -210,32 +200,4 @@ class EntropyCodedSwitchLinear(EntropyCoded):
             f"input_dims={self.input_dims}, output_dims={self.output_dims}, "
             f"num_experts={self.num_experts}, bias={'bias' in self}, "
             f"bits_per_weight={self.bits_per_weight:.3f}"
-        )
-
-
-def encode_affine_experts(
-    weight: mx.array,
-    scales: mx.array,
-    biases: mx.array,
-    group_size: int,
-    bits: int,
-) -> mx.array:
-    """Coded bytes of packed experts ``[experts, rows, words]``."""
-    _check_experts(weight, (mx.uint32,))
-    return _ext.encode_affine(
-        weight, scales, biases, group_size, bits, block_rows=weight.shape[1]
-    )
-
-
-def encode_float_experts(weight: mx.array) -> mx.array:
-    """Coded bytes of float experts ``[experts, rows, columns]``."""
-    _check_experts(weight, FLOATS)
-    return _ext.encode_float(weight, block_rows=weight.shape[1])
-
-
-def _check_experts(weight: mx.array, dtypes: tuple[mx.Dtype, ...]) -> None:
-    if weight.ndim != 3 or weight.size == 0 or weight.dtype not in dtypes:
-        raise ValueError(
-            "[encode] expected the weights of experts, "
-            f"got {weight.dtype} of shape {weight.shape}"
         )

@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from ..files import without_bytecode
 from ..model_format import MODEL_FILE, full_name, is_marked
-from ..tensors import DTYPE_NAMES, is_switch, unpacked_shape
+from ..nn.layers import kind_of, quantization_of
+from ..tensors import DTYPE_NAMES, unpacked_shape
 from .accounting import RecordedLoads, StoredFiles, left_out
 from .base import (
     Assets,
@@ -177,7 +178,13 @@ def _modules(model: Any) -> list[Module]:
             path = path.rpartition(".")[0]
         if path not in modules:
             owner = owners[path]
-            modules[path] = Module(path, _kind(owner), {}, _quantization(owner))
+            kind = kind_of(owner) if "weight" in owner else None
+            modules[path] = Module(
+                path,
+                "other" if kind is None else kind.name,
+                {},
+                quantization_of(owner),
+            )
         parameter = name[len(path) :].lstrip(".")
         modules[path].tensors[parameter] = array
     return list(modules.values())
@@ -216,40 +223,6 @@ def _stand_in(module: Module) -> mx.array:
         return mx.zeros(weight.shape, weight.dtype)
     shape = unpacked_shape(weight.shape, module.quantization["bits"])
     return mx.zeros(shape, module.tensors["scales"].dtype)
-
-
-def _kind(module: Any) -> str:
-    """Subclasses are "other": a coded layer would lose what they override."""
-    import mlx.nn as nn
-
-    if type(module) in (nn.Linear, nn.QuantizedLinear):
-        kind = "linear"
-    elif type(module) in (nn.Embedding, nn.QuantizedEmbedding):
-        kind = "embedding"
-    elif is_switch(module):
-        return "switch"
-    else:
-        return "other"
-    return kind if module.weight.ndim == 2 else "other"
-
-
-def _quantization(module: Any) -> dict[str, Any] | None:
-    """MLX's description of any layer that MLX or mlx-lm has quantized.
-
-    Those have a mode; layers of a model's own that merely have `bits` are
-    none that a config.json could describe.
-    """
-    if "scales" not in module or not hasattr(module, "mode"):
-        return None
-    quantization = {
-        "group_size": module.group_size,
-        "bits": module.bits,
-        "mode": module.mode,
-    }
-    # One more scale for all of a layer, which nvfp4 may have.
-    if module.get("global_scale") is not None:
-        quantization["global_scale"] = True
-    return quantization
 
 
 def _read_config(path: Path) -> dict[str, Any]:
