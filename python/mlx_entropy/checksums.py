@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from .sources.safetensors_file import data_bytes, read_header
 _ALGORITHM = "xxh64"
 _TENSORS, _FILES, _OWN = "tensors", "files", "digest"
 _WEIGHTS = "model*.safetensors"
+_MISSING = "is missing"
 # What people and hubs add to a model, or change in it, and no loader reads.
 _UNREAD = (".md", ".tmp")
 _THREADS = 4
@@ -114,16 +116,22 @@ def seal(model_dir: str | os.PathLike[str]) -> SealReport:
     )
 
 
-def check(directory: str | os.PathLike[str]) -> bool:
+def check(directory: str | os.PathLike[str], partial: bool = False) -> bool:
     """ValueError, naming file and tensor, if anything is not as written.
 
+    Of a model that is loaded in part, as for a pipeline, tensors may be
+    missing (`partial`), and of any model a file that mlx-lm does not download.
     Returns whether there are checksums: models of older versions, and those
     that mlx-lm has saved again, have none.
     """
     directory = Path(directory)
     if not has_checksums(directory):
         return False
-    found = iter(problems(directory))
+    found = (
+        problem
+        for problem in problems(directory)
+        if not _may_be_missing(directory, problem, partial)
+    )
     first = next(found, None)
     if first is None:
         return True
@@ -133,6 +141,17 @@ def check(directory: str | os.PathLike[str]) -> bool:
     if first.tensor is None and first.file != CHECKSUM_FILE:
         hint = "; if it was changed on purpose: mlx-entropy seal MODEL"
     raise SourceError(f"{directory / str(first)}{rest}{hint}")
+
+
+def _may_be_missing(directory: Path, found: Problem, partial: bool) -> bool:
+    if found.what != _MISSING or os.path.lexists(directory / found.file):
+        return False
+    if found.tensor is not None:
+        return partial
+    from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
+
+    patterns = DEFAULT_ALLOW_PATTERNS
+    return not any(fnmatch(found.file, pattern) for pattern in patterns)
 
 
 def has_checksums(directory: Path) -> bool:
@@ -167,11 +186,11 @@ def problems(directory: Path) -> Iterator[Problem]:
             elif known != digest:
                 yield Problem(file.name, name, "is not what was written")
     for name in left:
-        yield Problem(_WEIGHTS, name, "is missing")
+        yield Problem(_WEIGHTS, name, _MISSING)
 
 
 def _changed(found: str | None) -> str:
-    return "is missing" if found is None else "is not what was written"
+    return _MISSING if found is None else "is not what was written"
 
 
 def _read(directory: Path) -> dict[str, Any]:

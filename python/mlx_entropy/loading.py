@@ -162,8 +162,10 @@ def register() -> None:
     """Make every entry point of mlx-lm load converted models.
 
     `mlx_lm.load`, `mlx_lm.generate`, `mlx_lm.server` and the others then load
-    them without running code from the model directory and without a trust
-    flag; other models load as before. Calling it again changes nothing.
+    them, also as draft models, without running code from the model directory
+    and without a trust flag; other models load as before. Calling it again
+    changes nothing. The Python file of a converted model calls it, when
+    mlx-lm is told to trust that.
     """
     global _registered
     with _lock:
@@ -187,7 +189,8 @@ def model_classes_of(directory: str | Path) -> Classes:
         ValueError: As `model_classes`; or a file is not as it was written,
             which the message names.
     """
-    config = _checked_config(Path(directory))
+    # Whoever builds the model sees to it that no parameter is missing.
+    config = _checked_config(Path(directory), partial=True)
     if config is None:
         raise ValueError(f"{directory} is not entropy-coded")
     check_format(config)
@@ -196,12 +199,12 @@ def model_classes_of(directory: str | Path) -> Classes:
     return model_classes(config, base)
 
 
-def _checked_config(directory: Path) -> Config | None:
+def _checked_config(directory: Path, partial: bool) -> Config | None:
     """config.json of a converted model of which no byte has changed."""
     config = marked_config(directory)
     wanted = _checksums.get() and checks_on_loading()
     if config is not None and wanted and not _structure_only.get():
-        check(directory)
+        check(directory, partial)
     return config
 
 
@@ -385,11 +388,11 @@ def _wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
         # Somebody's wrapper around this one may outlive `unregister`.
         if not (_registered or _loading):
             return stock(model_path, *args, **kwargs)
-        config = _checked_config(Path(model_path))
+        given = _by_name(*args, **kwargs)
+        config = _checked_config(Path(model_path), not given["strict"])
         if config is None:
             return stock(model_path, *args, **kwargs)
         check_format(config)
-        given = _by_name(*args, **kwargs)
         own = given["model_config"] or {}
         given["model_config"] = own | {"model_file": None}
         base = given["get_model_classes"] or own_classes(

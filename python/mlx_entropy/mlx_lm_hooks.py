@@ -32,6 +32,8 @@ from .nn.swap import replace_module
 
 _Function = Callable[..., Any]
 
+_PROGRAMS = "quant."
+
 _RESTORE = "`mlx-entropy restore MODEL DST` gives back the model it was made of"
 
 
@@ -41,8 +43,10 @@ def install() -> None:
     Modules imported later find the wrappers. Calling it again costs little.
     """
     for home, name, wrap in _HOOKS:
-        module = import_module(f"mlx_lm.{home}")
-        stock = getattr(module, name)
+        path = f"mlx_lm.{home}"
+        if home.startswith(_PROGRAMS) and path not in sys.modules:
+            continue  # Nobody imports these to call them.
+        stock = getattr(import_module(path), name)
         if hasattr(stock, "knows_coded"):
             continue
         wrapper: Any = functools.wraps(stock)(wrap(stock))
@@ -77,8 +81,8 @@ def _dequantize_model(stock: _Function) -> _Function:
     return dequantize_model
 
 
-def _quantize_model(stock: _Function) -> _Function:
-    def quantize_model(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _refusing(stock: _Function) -> _Function:
+    def quantize(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _has_coded(model):
             raise ValueError(
                 "[quantize] the model's layers are entropy-coded, which "
@@ -86,7 +90,7 @@ def _quantize_model(stock: _Function) -> _Function:
             )
         return stock(model, *args, **kwargs)
 
-    return quantize_model
+    return quantize
 
 
 def _linear_to_lora_layers(stock: _Function) -> _Function:
@@ -165,8 +169,11 @@ def _convert_to_gguf(stock: _Function) -> _Function:
 
 _HOOKS: tuple[tuple[str, str, Callable[[_Function], _Function]], ...] = (
     ("utils", "dequantize_model", _dequantize_model),
-    ("utils", "quantize_model", _quantize_model),
+    ("utils", "quantize_model", _refusing),
     ("utils", "save", _save),
     ("tuner.utils", "linear_to_lora_layers", _linear_to_lora_layers),
     ("gguf", "convert_to_gguf", _convert_to_gguf),
+    ("quant.awq", "awq_quantize", _refusing),
+    ("quant.dynamic_quant", "estimate_sensitivities", _refusing),
+    ("quant.gptq", "gptq_quantize", _refusing),
 )

@@ -36,10 +36,12 @@ MODEL_FILE_SOURCE = '''\
 from pathlib import Path
 
 try:
-    from mlx_entropy import model_classes_of
+    from mlx_entropy import model_classes_of, register
 except ModuleNotFoundError as error:
     raise ImportError("to load this model: pip install mlx-entropy") from error
 
+# mlx-lm does not pass this trust on to a draft model.
+register()
 Model, ModelArgs = model_classes_of(Path(__file__).parent)
 '''
 

@@ -27,6 +27,7 @@ _VERBS = (
     "restore",
     "seal",
     "generate",
+    "run",
     "bench",
     "doctor",
 )
