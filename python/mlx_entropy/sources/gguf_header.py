@@ -12,6 +12,9 @@ import numpy as np
 
 from .base import SourceError, quoted
 
+GGUF_MAGIC = b"GGUF"
+"""The first bytes of every GGUF file."""
+
 GROUP_SIZE = 32
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
@@ -130,7 +133,7 @@ class GgufHeader:
         self.tensors: dict[str, TensorInfo] = {}
 
     def parse(self) -> None:
-        if self.size < 4 or self.take(4) != b"GGUF":
+        if self.size < 4 or self.take(4) != GGUF_MAGIC:
             raise SourceError(f"{self.path} is not a GGUF file")
         version = self.number("<I")
         if version not in (2, 3):
