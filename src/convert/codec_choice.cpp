@@ -79,7 +79,8 @@ double product_time(const std::vector<uint8_t>& coded) {
   const MatrixHeader& header = matrix->header();
   Activations x(1, header.cols, header.group_size);
   const std::vector<float> ones(header.cols, 1.0f);
-  x.set_row(0, ones.data());
+  x.set_row(0, {FloatType::kFloat32, ones.data()}, 0);
+  x.seal();
   std::vector<float> y(header.rows);
   ProductArgs args;
   args.matrix = matrix.get();

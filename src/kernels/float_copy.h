@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "base/float_bits.h"
-#include "kernels/matrix_ops.h"
+#include "kernels/float_array.h"
 
 namespace mlx_entropy {
 

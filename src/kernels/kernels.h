@@ -48,9 +48,11 @@ struct KernelTable {
   // The product for `count` tiles from `first`, at most max_streams.
   void (*product)(const ProductArgs& args, uint32_t first, uint32_t count,
                   Scratch& scratch);
-  // One row of x to integers; see Activations.
-  void (*quantize_row)(const float* x, size_t cols, size_t group_size,
-                       uint8_t* values, float* scales, float* sums);
+  // One row of x to integers, without its outliers; see Activations. Returns
+  // the largest magnitude of the others, infinity if it is not finite.
+  float (*quantize_row)(const float* x, size_t cols, size_t group_size,
+                        uint8_t* values, float* scales, float* sums,
+                        Outliers& outliers);
   void (*decode_tile)(const PreparedMatrix& matrix, uint32_t tile,
                       const TileValues& out, Scratch& scratch);
   // The streams of the tile end where and how they must. Unlike the other

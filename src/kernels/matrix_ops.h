@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "base/float_bits.h"
 #include "base/status.h"
+#include "kernels/float_array.h"
 #include "kernels/prepared_matrix.h"
 
 namespace mlx_entropy {
@@ -17,16 +17,6 @@ namespace mlx_entropy {
 // one decoding of each stream. The bytes must outlive the result.
 Result<std::shared_ptr<const PreparedMatrix>> validate(const uint8_t* data,
                                                        size_t size);
-
-// A dense row-major array of floats of some type.
-struct FloatArray {
-  FloatType type;
-  void* data;
-};
-struct ConstFloatArray {
-  FloatType type;
-  const void* data;
-};
 
 // An index that no matrix has: rows are counted in 32 bits.
 inline constexpr uint32_t kOutOfRange = UINT32_MAX;

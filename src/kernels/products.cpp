@@ -85,16 +85,16 @@ class Product {
   // threads for different rows.
   void set_row(size_t to, ConstFloatArray x, size_t from) {
     const size_t cols = args_.matrix->header().cols;
-    if (!activations_) {
-      copy_to_float(x, from * cols, cols, &x_[to * args_.x_stride]);
-    } else if (x.type == FloatType::kFloat32) {
-      activations_->set_row(to,
-                            static_cast<const float*>(x.data) + from * cols);
+    if (activations_) {
+      activations_->set_row(to, x, from * cols);
     } else {
-      float* const row = Scratch::local().get<float>(Scratch::kWords, cols);
-      copy_to_float(x, from * cols, cols, row);
-      activations_->set_row(to, row);
+      copy_to_float(x, from * cols, cols, &x_[to * args_.x_stride]);
     }
+  }
+
+  // After the last row.
+  void seal() {
+    if (activations_) activations_->seal();
   }
 
   void set_output(float* y, size_t y_stride, uint32_t first_row = 0) {
@@ -121,6 +121,7 @@ void multiply(const PreparedMatrix& matrix, ConstFloatArray x, size_t batch,
   if (y.type != FloatType::kFloat32) result.resize(batch * header.rows);
   Product product(matrix, batch);
   for_rows(batch, header.cols, [&](size_t b) { product.set_row(b, x, b); });
+  product.seal();
   product.set_output(
       result.empty() ? static_cast<float*>(y.data) : result.data(),
       header.rows);
@@ -146,9 +147,12 @@ void multiply_shared(std::span<const PreparedMatrix* const> matrices,
                               header.group_size);
     }
   }
-  for (auto& [group_size, integers] : activations) {
-    for_rows(batch, integers.cols(),
-             [&](size_t b) { integers.set_row(b, x + b * x_stride); });
+  for (auto& item : activations) {
+    Activations& integers = item.second;
+    for_rows(batch, integers.cols(), [&](size_t b) {
+      integers.set_row(b, {FloatType::kFloat32, x}, b * x_stride);
+    });
+    integers.seal();
   }
   std::vector<ProductArgs> products(matrices.size());
   std::vector<std::pair<const ProductArgs*, TileGroup>> tasks;
@@ -198,6 +202,7 @@ void multiply_blocks(const PreparedMatrix& matrix, uint32_t block_rows,
     const uint32_t first_row = blocks[order[begin]] * block_rows;
     auto product = std::make_unique<Product>(matrix, batch);
     for (size_t b = 0; b < batch; ++b) product->set_row(b, x, order[begin + b]);
+    product->seal();
     product->set_output(&result[begin * block_rows], block_rows, first_row);
     const uint32_t first_tile = first_row / header.tile_rows;
     const auto tiles =

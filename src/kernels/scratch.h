@@ -21,6 +21,7 @@ class Scratch {
     kPanel,
     kTall,
     kAttention,
+    kFloats,
     kSlots
   };
 

@@ -53,24 +53,69 @@ void quantize_group(const float* x, size_t n, float to_integer, uint8_t* values,
   *sum = total;
 }
 
+// More than half of a group's elements that are not zero are smaller than
+// `largest` by more than kOutlierBits, so that their median is.
+inline bool has_outliers(const float* group, size_t n, uint32_t largest) {
+  constexpr uint32_t kFactor = kOutlierBits << 23;
+  const uint32_t limit = largest < kFactor ? 0 : largest - kFactor;
+  int32_t small = 0, zeros = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const uint32_t magnitude = std::bit_cast<uint32_t>(group[i]) & 0x7fffffffu;
+    small += magnitude < limit ? 1 : 0;
+    zeros += magnitude == 0 ? 1 : 0;
+  }
+  return 2 * (small - zeros) > static_cast<int32_t>(n) - zeros;
+}
+
+// Magnitudes compare as integers, NaN being the largest.
+inline uint32_t largest_magnitude(const float* x, size_t n) {
+  uint32_t largest = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+    largest = largest < magnitude ? magnitude : largest;
+  }
+  return largest;
+}
+
+// Takes the outliers out of a group that has some; returns the largest
+// magnitude of the others, which go to `rest` with zeros for outliers.
+inline uint32_t take_outliers(const float* group, size_t n, size_t first_column,
+                              uint32_t largest, float* rest,
+                              Outliers& outliers) {
+  std::copy_n(group, n, rest);
+  while (has_outliers(rest, n, largest)) {
+    for (size_t i = 0; i < n; ++i) {
+      if ((std::bit_cast<uint32_t>(rest[i]) & 0x7fffffffu) == largest) {
+        outliers.add(first_column + i, rest[i]);
+        rest[i] = 0.0f;
+      }
+    }
+    largest = largest_magnitude(rest, n);
+  }
+  return largest;
+}
+
 template <class Target>
-void quantize_row(const float* x, size_t cols, size_t group_size,
-                  uint8_t* values, float* scales, float* sums) {
+float quantize_row(const float* x, size_t cols, size_t group_size,
+                   uint8_t* values, float* scales, float* sums,
+                   Outliers& outliers) {
   const size_t half = Activations::half_bytes(cols);
   constexpr size_t kElement = Target::kSplitActivations ? 1 : 2;
+  uint32_t row_largest = 0;
   for (size_t g = 0; g < cols / group_size; ++g) {
-    const float* const group = x + g * group_size;
-    // Magnitudes compare as integers, NaN being the largest.
-    uint32_t largest = 0;
-    for (size_t i = 0; i < group_size; ++i) {
-      const uint32_t magnitude =
-          std::bit_cast<uint32_t>(group[i]) & 0x7fffffffu;
-      largest = largest < magnitude ? magnitude : largest;
+    const float* group = x + g * group_size;
+    float rest[kMaxGroup];
+    uint32_t largest = largest_magnitude(group, group_size);
+    const bool finite = largest < 0x7f800000u;
+    if (finite && has_outliers(group, group_size, largest)) {
+      largest = take_outliers(group, group_size, g * group_size, largest, rest,
+                              outliers);
+      group = rest;
     }
+    row_largest = row_largest < largest ? largest : row_largest;
     const float max = std::bit_cast<float>(largest);
     // Below this the quotient would overflow; such a group rounds to zero.
     const bool tiny = largest < 0x0a000000u;
-    const bool finite = largest < 0x7f800000u;
     constexpr auto kMax = static_cast<float>(kActivationMax);
     const float to_integer = tiny || !finite ? 0.0f : kMax / max;
     int32_t sum = 0;
@@ -97,6 +142,7 @@ void quantize_row(const float* x, size_t cols, size_t group_size,
   } else {
     for (size_t i = 2 * cols; i < 2 * half; ++i) values[i] = 0;
   }
+  return std::bit_cast<float>(std::min(row_largest, 0x7f800000u));
 }
 
 // `rows` rows of codes and their groups.

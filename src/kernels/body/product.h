@@ -5,6 +5,7 @@
 // are never written to memory.
 #pragma once
 
+#include "kernels/body/exact_product.h"
 #include "kernels/body/integer_product.h"
 #include "kernels/body/tile_reader.h"
 
@@ -322,9 +323,10 @@ void affine_product(const ProductArgs& args, uint32_t first_tile,
       const size_t y_row =
           (size_t{first_tile} + static_cast<size_t>(v)) * header.tile_rows -
           args.first_row + row;
-      integer_product<Target>({out[v], scales + group, biases + group, n, cols,
-                               header.group_size, args.y + y_row},
-                              *args.activations, args.y_stride, scratch);
+      const AffineBlock block{out[v], scales + group,    biases + group, n,
+                              cols,   header.group_size, args.y + y_row};
+      integer_product<Target>(block, *args.activations, args.y_stride, scratch);
+      finish_product(block, *args.activations, args.y_stride, scratch);
     }
   }
 }
