@@ -274,6 +274,12 @@ class LlamaDecoder:
         given are not kept.
         """
 
+def is_traced(arrays: list[mx.array]) -> bool:
+    """Whether any stands for others in a function that is transformed.
+
+    That is while MLX differentiates, vectorizes or compiles a function.
+    """
+
 def xxh64(data: Any) -> int:
     """XXH64, seed 0, of the bytes of any object with a contiguous buffer.
 

@@ -174,7 +174,15 @@ double time_regions(int regions, bool handover) {
          std::max(1, regions);
 }
 
+// Whether any of the arrays stands for others while MLX records a function to
+// differentiate, vectorize or compile it.
+bool is_traced(const std::vector<mx::array>& arrays) {
+  return std::any_of(arrays.begin(), arrays.end(),
+                     [](const mx::array& array) { return array.is_tracer(); });
+}
+
 void bind_llama(nb::module_& m) {
+  m.def("is_traced", &is_traced, "arrays"_a);
   nb::class_<FusedLlama>(m, "LlamaDecoder")
       .def(
           "__init__",

@@ -38,6 +38,87 @@ def falls_back(runs, relative_error):  # noqa: F811
     return check
 
 
+def embeddings(model):
+    return model.model.embed_tokens(TOKENS)
+
+
+def gradient(model):
+    x = embeddings(model)
+    direction = mx.random.normal(x.shape, key=mx.random.key(3))
+
+    def loss(x):
+        return (model.model(TOKENS, input_embeddings=x) * direction).sum()
+
+    return mx.grad(loss)(x)
+
+
+def tangent(model):
+    def hidden(x):
+        return model.model(TOKENS, input_embeddings=x)
+
+    x = embeddings(model)
+    return mx.jvp(hidden, [x], [x])[1][0]
+
+
+def vectorized(model):
+    rows = mx.stack([TOKENS, TOKENS + 1]) % 300
+    return mx.vmap(model)(rows)
+
+
+def vectorized_caches(model):
+    def logits(key):
+        cache = make_prompt_cache(model)
+        model(TOKENS, cache=cache)
+        for layer in cache:
+            layer.keys = layer.keys * key
+        return model(TOKENS[:, :1], cache=cache)
+
+    return mx.vmap(logits)(mx.array([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("function", [gradient, tangent, vectorized])
+def test_transformations(falls_back, function):
+    falls_back(coded(), function)
+
+
+def test_transformed_caches(relative_error):
+    model = coded()
+    found = vectorized_caches(model)
+    unfuse(model)
+    assert relative_error(found, vectorized_caches(model)) < 1e-3
+
+
+def test_compiled(relative_error):
+    model = coded()
+    expected = model(TOKENS)
+    assert relative_error(mx.compile(model)(TOKENS), expected) < 1e-3
+
+
+def test_lora_of_the_embedding_alone(relative_error):
+    """In evaluation mode, with all projections coded."""
+
+    def gradients(model):
+        settings = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+        keys = ["model.embed_tokens", "lm_head"]
+        model.freeze()
+        mx.random.seed(1)
+        linear_to_lora_layers(model, 0, settings | {"keys": keys})
+        for name, array in tree_flatten(model.trainable_parameters()):
+            noise = mx.random.normal(array.shape) * 0.1
+            model.load_weights([(name, noise)], strict=False)
+        loss = nn.value_and_grad(model, lambda m: (m(TOKENS) ** 2).mean())
+        return dict(tree_flatten(loss(model)[1]))
+
+    found = gradients(coded())
+    mx.random.seed(7)
+    plain = coded()
+    unfuse(plain)
+    expected = gradients(plain)
+    assert len(found) == 4
+    for name, array in expected.items():
+        assert relative_error(found[name], array) < 1e-3, name
+
+
 def test_batches(falls_back):
     tokens = mx.concatenate([TOKENS, TOKENS + 1]) % 300
     falls_back(coded(), lambda model: model(tokens))

@@ -51,6 +51,10 @@ class FusedLayers:
             return hidden
         if input_embeddings is None:
             input_embeddings = stack.embed_tokens(inputs)
+        if _is_traced(input_embeddings, cache):
+            # The operation has no derivative and takes no batch.
+            hidden = self.stock.__call__(stack, inputs, cache, input_embeddings)
+            return hidden
         if input_embeddings.dtype != plan.dtype:
             # Two different types of floats always promote to this.
             input_embeddings = input_embeddings.astype(mx.float32)
@@ -248,6 +252,14 @@ class _Plan:
             layer.values = value
             layer.offset = stop
         return hidden
+
+
+def _is_traced(x: mx.array, cache: Sequence[Any] | None) -> bool:
+    arrays = [x]
+    for layer in cache or ():
+        if layer.keys is not None:
+            arrays += [layer.keys, layer.values]
+    return _ext.is_traced(arrays)
 
 
 def _is_plain(layer: nn.Module) -> bool:
