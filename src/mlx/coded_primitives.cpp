@@ -62,7 +62,11 @@ void dispatch(mx::Stream stream, const std::vector<mx::array>& inputs,
 
 void check_only_x(const char* op, const std::vector<int>& argnums) {
   for (int argument : argnums) {
-    if (argument == 1) fail(op, "no derivative in the coded weights");
+    if (argument == 1) {
+      fail(op,
+           "no derivative in the coded weights: train a LoRA adapter, or what "
+           "`mlx-entropy restore` gives back");
+    }
     if (argument == 2) fail(op, "no derivative in the indices");
   }
 }

@@ -22,8 +22,8 @@ def fuse(model: nn.Module) -> bool:
     The operation is used where it applies: every projection is an
     `EntropyCodedLinear`, the model is in evaluation mode on the CPU, the batch
     is 1, and caches, if any, are mlx-lm's plain ``KVCache``. Everything else,
-    such as LoRA, quantized caches, batches, or a function that MLX differentiates,
-    vectorizes or compiles, is computed as before.
+    such as LoRA, quantized caches, batches, or a function that MLX
+    differentiates, vectorizes or compiles, is computed as before.
 
     Args:
         model (nn.Module): What `mlx_lm.load` returns. Changed in place.
