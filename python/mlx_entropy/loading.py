@@ -270,6 +270,12 @@ def _coded_class(stock: type[nn.Module]) -> type[nn.Module]:
                 fuse(self)
             return weights
 
+        def update(
+            self, parameters: dict[str, Any], strict: bool = True
+        ) -> nn.Module:
+            mlx_lm_hooks.note_cast(self, parameters)
+            return super().update(parameters, strict)
+
         if hasattr(stock, "shard"):
 
             def shard(self, group: mx.distributed.Group | None = None) -> None:

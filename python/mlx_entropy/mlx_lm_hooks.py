@@ -15,7 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from .checksums import seal
 from .model_format import (
@@ -29,6 +31,7 @@ from .model_format import (
 )
 from .nn.coded import EntropyCoded
 from .nn.swap import replace_module
+from .tensors import dtype_name
 
 _Function = Callable[..., Any]
 
@@ -64,9 +67,62 @@ def decode_layers(model: nn.Module) -> nn.Module:
     for path, module in model.named_modules():
         if isinstance(module, EntropyCoded):
             if id(module) not in decoded:
-                decoded[id(module)] = module.decode()
+                layer = module.decode()
+                decoded[id(module)] = _cast(model, path, layer)
             replace_module(model, path, decoded[id(module)])
     return model
+
+
+def note_cast(model: nn.Module, parameters: dict[str, Any]) -> None:
+    """Remember the type that mlx-lm casts a whole model to.
+
+    `mlx_lm.convert` (--dtype, or the config's `torch_dtype`) updates the model
+    with all of its parameters, floats in another type. Coded layers have none
+    to cast: they get the type when they are decoded.
+    """
+    before: Any = dict(tree_flatten(model.parameters()))
+    after: Any = dict(tree_flatten(parameters))
+    coded = [name for name in before if name.endswith(f".{CODED}")]
+    if not coded or any(after.get(name) is not before[name] for name in coded):
+        return  # Somebody loads or trains weights.
+    types = {
+        array.dtype
+        for name, array in after.items()
+        if mx.issubdtype(array.dtype, mx.floating)
+        and name in before
+        and array.dtype != before[name].dtype
+    }
+    if len(types) == 1:
+        model._cast_to = dtype_name(types.pop())
+
+
+def _cast(model: nn.Module, path: str, layer: nn.Module) -> nn.Module:
+    """A decoded layer in the type that the model was cast to."""
+    dtype = getattr(model, "_cast_to", None)
+    if dtype is None:
+        return layer
+    may_cast = getattr(model, "cast_predicate", lambda _: True)
+    layer.update(
+        {
+            name: array.astype(getattr(mx, dtype))
+            for name, array in layer.parameters().items()
+            if mx.issubdtype(array.dtype, mx.floating)
+            and may_cast(f"{path}.{name}")
+        }
+    )
+    return layer
+
+
+def _refuse_cast(model: nn.Module) -> None:
+    dtype = getattr(model, "_cast_to", None)
+    for module in model.modules():
+        if isinstance(module, EntropyCoded) and dtype is not None:
+            own = dtype_name(module.dtype)
+            if own != dtype:
+                raise ValueError(
+                    f"entropy-coded layers are {own} and cannot be cast to "
+                    f"{dtype}: dequantize them (-d), or {_RESTORE}"
+                )
 
 
 def _has_coded(model: nn.Module) -> bool:
@@ -124,6 +180,7 @@ def _save(stock: _Function) -> _Function:
             raise ValueError(
                 f"{dst_path} cannot be saved over itself; name another folder"
             )
+        _refuse_cast(model)
         was_coded, is_coded = CONFIG_KEY in config, _has_coded(model)
         if was_coded and not is_coded:
             config = _without_mark(config)

@@ -70,6 +70,31 @@ def test_dequantizing_keeps_floats(tmp_path, monkeypatch, same_bits):
     assert_same(tmp_path / "ours", tmp_path / "expected", same_bits)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("quantization", [stock.QUANTIZED, None], ids=str)
+def test_dequantizing_casts(
+    tmp_path, monkeypatch, same_bits, dtype, quantization
+):
+    source = stock.write(tmp_path / "source", quantization=quantization)
+    mlx_entropy.convert(source, tmp_path / "coded")
+    for model, to in (("source", "expected"), ("coded", "ours")):
+        stock.run(
+            monkeypatch, "convert", "--hf-path", tmp_path / model,
+            "--mlx-path", tmp_path / to, "-d", "--dtype", dtype, TRUST,
+        )  # fmt: skip
+    assert_same(tmp_path / "ours", tmp_path / "expected", same_bits)
+    assert stock.tensors(tmp_path / "ours")["lm_head.weight"].dtype == getattr(
+        mx, dtype
+    )
+    with pytest.raises(ValueError, match="cannot be cast to") as caught:
+        stock.run(
+            monkeypatch, "convert", "--hf-path", tmp_path / "coded",
+            "--mlx-path", tmp_path / "out", "--dtype", dtype, TRUST,
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_convert_copies(tmp_path, monkeypatch, coded, same_bits):
     """Without an option it stays coded, and loads."""
     stock.run(
