@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import _ext
-from .files import write_atomically
+from .files import user_path, write_atomically
+from .mlx_lm_files import import_mlx_lm
 from .model_format import CHECKSUM_FILE, marked_config
 from .sources.base import SourceError, quoted, read_bytes
 from .sources.safetensors_file import data_bytes, read_header
@@ -99,7 +100,7 @@ def seal(model_dir: str | os.PathLike[str]) -> SealReport:
     config.json or chat template on purpose seals it again. The report names
     what had changed. SourceError if it is no converted model.
     """
-    directory = Path(model_dir).expanduser()
+    directory = user_path(model_dir)
     if not (directory / "config.json").is_file():
         raise SourceError(f"no converted model at {directory}")
     if marked_config(directory) is None:
@@ -148,6 +149,7 @@ def _may_be_missing(directory: Path, found: Problem, partial: bool) -> bool:
         return False
     if found.tensor is not None:
         return partial
+    import_mlx_lm()
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
     patterns = DEFAULT_ALLOW_PATTERNS

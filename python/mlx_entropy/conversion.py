@@ -20,7 +20,7 @@ from ._version import version
 from .checksums import as_json, checksums_of
 from .coding import ConvertedTensor, ModuleRecord, code_module
 from .destination import JOURNAL, Destination
-from .files import DISK_FULL
+from .files import DISK_FULL, user_path
 from .loading import check_structure
 from .model_format import (
     CHECKSUM_FILE,
@@ -472,8 +472,10 @@ def _may_copy(name: str) -> bool:
 
 def _public_name(name: str) -> str:
     """A package's name as it is; the last part of a path: no folder leaks."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name
+    path = user_path(name)
+    public = path.resolve().name if path.exists() else name
+    # JSON has no bytes that are not UTF-8.
+    return public.encode(errors="replace").decode()
 
 
 def _json(content: dict[str, Any]) -> bytes:

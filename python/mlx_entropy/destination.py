@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .files import naming, sync_directory, write_atomically
+from .files import naming, sync_directory, user_path, write_atomically
 from .model_format import CONFIG_KEY, is_converted, marked_config
 
 JOURNAL = "mlx-entropy-journal.json"
@@ -50,7 +50,7 @@ class Destination:
         source_name: str,
         overwrite: bool = False,
     ) -> None:
-        self.path = Path(path).expanduser().resolve()
+        self.path = user_path(path).resolve()
         self.partial = Path(f"{self.path}{PARTIAL_SUFFIX}")
         self._overwrite = overwrite
         self._lock: int | None = None
@@ -58,7 +58,7 @@ class Destination:
         self._check_name()
         self._finish_earlier()
         self._check_replaceable()
-        self._check_apart(Path(source_name).expanduser())
+        self._check_apart(user_path(source_name))
         self._check_removable()
         self._check_parent()
 

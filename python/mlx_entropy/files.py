@@ -12,6 +12,14 @@ from pathlib import Path
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def user_path(spec: str | os.PathLike[str]) -> Path:
+    """A path with ~ and ~user at its start, and only there, filled in.
+
+    Path.expanduser also does so for `./~`, which names a file.
+    """
+    return Path(os.path.expanduser(os.fspath(spec)))
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Have an OSError from inside say which file it is about."""

@@ -26,6 +26,7 @@ import mlx.nn as nn
 from . import _ext, mlx_lm_hooks
 from .checksums import check, checks_on_loading
 from .damage import find_damage
+from .mlx_lm_files import readable
 from .model_format import (
     CODECS,
     CODED,
@@ -108,13 +109,18 @@ def load(
     codec_token = _codec.set(codec)
     fused_token = _fused.set(fused)
     checksums_token = _checksums.set(checksums)
+    plain = directory = Path(path)
     try:
-        with _wrapped():
+        with _wrapped(), readable(directory) as plain:
             return mlx_lm.utils.load(
-                str(path), trust_remote_code=trust_remote_code, **kwargs
+                str(path) if plain is directory else str(plain),
+                trust_remote_code=trust_remote_code,
+                **kwargs,
             )
     except Exception as error:
         reason = _explanation(error, path, kwargs.get("adapter_path"))
+        if reason is None and plain is not directory:
+            reason = str(error).replace(str(plain), str(path))
         if reason is None:
             raise
         raise ValueError(reason) from error
@@ -166,11 +172,9 @@ def check_structure(directory: Path) -> None:
 
     structure_token = _structure_only.set(True)
     try:
-        with _wrapped():
+        with _wrapped(), readable(directory) as path:
             # What its source needed, its source was trusted with.
-            mlx_lm.utils.load_model(
-                directory, lazy=True, trust_remote_code=True
-            )
+            mlx_lm.utils.load_model(path, lazy=True, trust_remote_code=True)
     finally:
         _structure_only.reset(structure_token)
 

@@ -18,6 +18,7 @@ from ._version import version
 from .checksums import check
 from .conversion import DEFAULT_SHARD_BYTES
 from .destination import Destination, DestinationError
+from .files import user_path
 from .model_format import CHECKSUM_FILE, CODED, MODEL_FILE, full_name
 from .progress import Progress, ProgressCallback
 from .shards import ShardWriter, header_room, plan_shards
@@ -196,7 +197,7 @@ def restore(
     destination must not be written, OSError if writing fails.
     """
     source = ConvertedSource(model_dir)
-    _refuse_existing(Path(destination).expanduser())
+    _refuse_existing(user_path(destination))
     target = Destination(destination, source.name)
     try:
         return _Restoration(source, target, shard_bytes, progress).run()

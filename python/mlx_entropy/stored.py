@@ -11,6 +11,8 @@ import mlx.core as mx
 
 from . import _ext
 from .damage import find_damage
+from .files import user_path
+from .mlx_lm_files import plain_path
 from .model_format import CODED, CONFIG_KEY, check_format, marked_config
 from .sources import hub
 from .sources.base import LeftOut, SourceError
@@ -25,7 +27,7 @@ class StoredModel:
     """
 
     def __init__(self, path: str | Path, incomplete: bool = False) -> None:
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         if not self.path.is_dir():
             raise SourceError(
                 f"no model directory at {self.path}{hub.absent(str(path))}"
@@ -143,7 +145,8 @@ class StoredModel:
 
     def _read(self, file: str) -> dict[str, mx.array]:
         try:
-            arrays = mx.load(str(self.path / file))
+            with plain_path(self.path) as path:
+                arrays = mx.load(str(path / file))
         except RuntimeError as error:
             raise SourceError(f"cannot read {file}: {error}") from error
         assert isinstance(arrays, dict)  # What safetensors files hold.

