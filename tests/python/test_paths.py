@@ -164,8 +164,8 @@ for argv in (
 
 
 def limit_open_files() -> None:
-    """As `ulimit -n 64` of somebody who is not root does."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    """As `ulimit -n 32` of somebody who is not root does."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
     drop_bound, sys_resource = 24, 24
     ctypes.CDLL(None).prctl(drop_bound, sys_resource, 0, 0, 0)
 
