@@ -21,7 +21,8 @@ from .destination import Destination, DestinationError
 from .files import user_path
 from .model_format import CHECKSUM_FILE, CODED, MODEL_FILE, full_name
 from .progress import Progress, ProgressCallback
-from .shards import ShardWriter, header_room, plan_shards
+from .shard_log import CompleteModule, ResumableShard, complete_modules
+from .shards import Shard, header_room, plan_shards
 from .source_config import restored
 from .sources.base import (
     Assets,
@@ -188,10 +189,10 @@ def restore(
 
     Every tensor has the bits, the type and the shape that it had, and the
     name that mlx-lm gives it; config.json is the source's again; side files
-    are copied. The checksums and every coded matrix are checked first. One
-    module is in memory at a time. Works beside `destination`, which must be
-    new or empty, and continues after an interruption as `convert` does; one
-    rename publishes the finished directory.
+    are copied. The checksums are checked first, every coded matrix before it
+    is decoded. One module is in memory at a time. Works beside `destination`,
+    which must be new or empty, and continues after an interruption as
+    `convert` does; one rename publishes the finished directory.
 
     SourceError if the model cannot be read or is damaged, ValueError if the
     destination must not be written, OSError if writing fails.
@@ -237,18 +238,16 @@ class _Restoration:
         started = time.perf_counter()
         files = [shard.file for shard in self.plan]
         finished = self._resume([*files, *self.assets.files, *_OURS])
+        kept = self._kept(finished)
         done = [path for each in self.plan[:finished] for path in each.paths]
+        if kept:
+            done += self.plan[finished].paths[: len(kept)]
         modules = self.source.modules(skip=frozenset(done))
         for path in done:
             self._count(path)
         for shard in self.plan[finished:]:
-            temporary = self.target.temporary(shard.file)
-            with ShardWriter(temporary, header_room(shard.paths)) as writer:
-                copy_modules(
-                    modules, writer, shard.paths, self.source.name, self._count
-                )
-                writer.finish()
-            self.target.finish_shard({"file": shard.file})
+            self._write_shard(shard, modules, kept)
+            kept = []
         index = self._index(files)
         self._write_small_files(index)
         warnings = [*self.assets.warnings, *self.target.publish()]
@@ -261,6 +260,37 @@ class _Restoration:
             tuple(warnings),
             time.perf_counter() - started,
         )
+
+    def _places(self, shard: Shard) -> tuple[Path, Path, int]:
+        """Unfinished shard, its log, and the room for its header."""
+        return (
+            self.target.temporary(shard.file),
+            self.target.log(shard.file),
+            header_room(shard.paths),
+        )
+
+    def _kept(self, finished: int) -> list[CompleteModule]:
+        """Complete modules of the shard that was interrupted."""
+        if finished == len(self.plan):
+            return []
+        return complete_modules(*self._places(self.plan[finished]))
+
+    def _write_shard(
+        self,
+        shard: Shard,
+        modules: Iterator[Module],
+        kept: list[CompleteModule],
+    ) -> None:
+        with ResumableShard(*self._places(shard), kept) as writer:
+
+            def done(path: str) -> None:
+                writer.complete({})
+                self._count(path)
+
+            left = shard.paths[len(kept) :]
+            copy_modules(modules, writer, left, self.source.name, done)
+            writer.finish()
+        self.target.finish_shard({"file": shard.file})
 
     def _resume(self, names: list[str]) -> int:
         """Open the partial; returns how many shards it already has."""

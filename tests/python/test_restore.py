@@ -18,6 +18,7 @@ from mlx_entropy.destination import PARTIAL_SUFFIX, DestinationError
 from mlx_entropy.model_format import CONFIG_KEY
 from mlx_entropy.sources import SourceError, open_source
 from mlx_entropy.sources.side_files import INDEX
+from mlx_entropy.stored import StoredModel
 
 MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
 KEPT = "model.layers.0.mlp.up_proj"
@@ -142,7 +143,10 @@ def test_shards_and_their_index(tmp_path, model, same_bits):
     assert states[-1].done_bytes == states[-1].total_bytes
 
 
-def test_continues_after_an_interruption(tmp_path, model, same_bits):
+@pytest.mark.parametrize("shard_bytes", [150_000, 1 << 30])
+def test_continues_after_an_interruption(
+    tmp_path, model, same_bits, monkeypatch, shard_bytes
+):
     mlx_entropy.convert(model, tmp_path / "coded")
 
     class Stop(Exception):
@@ -156,7 +160,7 @@ def test_continues_after_an_interruption(tmp_path, model, same_bits):
         return mlx_entropy.restore(
             tmp_path / "coded",
             tmp_path / "back",
-            shard_bytes=150_000,
+            shard_bytes=shard_bytes,
             progress=progress,
         )
 
@@ -168,9 +172,19 @@ def test_continues_after_an_interruption(tmp_path, model, same_bits):
         each: each.stat().st_mtime_ns
         for each in partial.glob("model-*.safetensors")
     }
-    assert finished
+    assert finished or shard_bytes > 150_000
+    decoded = []
+    decode = StoredModel.decode
+
+    def counted(self, name):
+        decoded.append(name)
+        return decode(self, name)
+
+    monkeypatch.setattr(StoredModel, "decode", counted)
     states = []
     run(states.append)
+    coded = [n for n in stock.tensors(tmp_path / "coded") if "coded" in n]
+    assert 0 < len(decoded) < len(coded) - 6
     assert "continuing" in states[0].note
     for each, written in finished.items():
         moved = tmp_path / "back" / each.name
@@ -227,8 +241,6 @@ def test_command(tmp_path, model, capsys, same_bits):
 
 def test_experts_decode_with_their_axis(tmp_path):
     """Whoever reads `decode` needs no model class to know the shape."""
-    from mlx_entropy.stored import StoredModel
-
     source = stock.write(tmp_path / "source", stock.MOE)
     mlx_entropy.convert(source, tmp_path / "coded")
     stored = StoredModel(tmp_path / "coded")
