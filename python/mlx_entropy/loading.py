@@ -311,12 +311,16 @@ def _swap_in_coded(
     """
     stand_ins: dict[int, tuple[mx.array, str, _ext.CodedInfo]] = {}
     coded: dict[str, mx.array] = {}
+    # One matrix at a time, so that no more than one has two forms in memory.
+    codec = memory_codec()
     for name in [name for name in weights if name.endswith(_SUFFIX)]:
         coded[name] = weights.pop(name)
         info = _validated(name, coded[name])
         if _structure_only.get():
             # Never evaluated; what was read is let go.
             coded[name] = mx.zeros((info.nbytes,), mx.uint8)
+        else:
+            coded[name] = _ext.transcode(coded[name], codec)
         path = name.removesuffix(_SUFFIX)
         stand_in = mx.full(_weight_shape(model, path, info), mx.nan, info.dtype)
         stand_ins[id(stand_in)] = stand_in, name, info
@@ -324,12 +328,6 @@ def _swap_in_coded(
         if weight in weights:
             raise ValueError(f"the model has both {weight} and {name}")
         weights[weight] = stand_in
-
-    # One matrix at a time, so that no more than one has two forms in memory.
-    codec = memory_codec()
-    for name in coded:
-        if not _structure_only.get():
-            coded[name] = _ext.transcode(coded[name], codec)
 
     weights = sanitize(weights)
     lost = set(coded)

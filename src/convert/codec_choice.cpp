@@ -12,7 +12,6 @@
 #include "base/bandwidth.h"
 #include "base/thread_pool.h"
 #include "codec/tree/model.h"
-#include "convert/decoded_planes.h"
 #include "convert/plane_plan.h"
 #include "kernels/kernels.h"
 
@@ -170,14 +169,15 @@ MachineModel machine_model() {
   return known.emplace(key, measure()).first->second;
 }
 
-std::vector<CodecChoice> rank_codecs(const PreparedMatrix& matrix,
+std::vector<CodecChoice> rank_codecs(const Transcoder& transcoder,
                                      const MachineModel& machine) {
+  const PreparedMatrix& matrix = transcoder.matrix();
   const MatrixHeader& header = matrix.header();
   const CodecChoice stored = stored_form(matrix, machine);
   if (header.scheme != Scheme::kAffine || header.coder == Coder::kTree) {
     return {stored};
   }
-  const std::vector<PlaneHistogram> histograms = decoded_histograms(matrix);
+  const std::vector<PlaneHistogram>& histograms = transcoder.histograms();
   const double weights = static_cast<double>(header.rows) * header.cols;
   double side_bits = 0;
   for (size_t p = 0; p < matrix.weights_plane(); ++p) {

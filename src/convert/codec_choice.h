@@ -14,8 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "convert/encode_matrix.h"
-#include "kernels/prepared_matrix.h"
+#include "convert/transcode.h"
 
 namespace mlx_entropy {
 
@@ -47,7 +46,7 @@ struct CodecChoice {
 
 // All that were considered, the best first. The matrix as it is stays unless
 // another form is clearly faster; float matrices always stay.
-std::vector<CodecChoice> rank_codecs(const PreparedMatrix& matrix,
+std::vector<CodecChoice> rank_codecs(const Transcoder& matrix,
                                      const MachineModel& machine);
 
 }  // namespace mlx_entropy

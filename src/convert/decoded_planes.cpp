@@ -1,7 +1,6 @@
 #include "convert/decoded_planes.h"
 
 #include <algorithm>
-#include <mutex>
 
 #include "base/thread_pool.h"
 #include "kernels/decoded_tile.h"
@@ -76,36 +75,9 @@ void DecodedPlanes::read(size_t plane, uint64_t first, size_t count,
   }
 }
 
-std::vector<PlaneHistogram> decoded_histograms(const PreparedMatrix& matrix) {
-  const MatrixHeader& header = matrix.header();
-  std::vector<PlaneHistogram> total;
-  for (const Plane& plane : header.planes) {
-    total.emplace_back(plane.kind, header.value_bits(plane));
-  }
-  std::mutex mutex;
-  ThreadPool::instance().run(header.tiles, [&](size_t task) {
-    const auto index = static_cast<uint32_t>(task);
-    const uint32_t rows = header.rows_in_tile(index);
-    const DecodedTile tile(matrix, index, rows);
-    std::vector<PlaneHistogram> mine;
-    for (size_t p = 0; p < header.planes.size(); ++p) {
-      const Plane& plane = header.planes[p];
-      PlaneHistogram& own =
-          mine.emplace_back(plane.kind, header.value_bits(plane));
-      const size_t count = header.values(plane, rows);
-      if (p < matrix.weights_plane()) {
-        own.add(tile.side[p].data(), count);
-      } else if (!tile.words.empty()) {
-        own.add(tile.words.data(), count);
-      } else {
-        const std::vector<uint32_t> wide(tile.codes.begin(), tile.codes.end());
-        own.add(wide.data(), count);
-      }
-    }
-    std::lock_guard lock(mutex);
-    for (size_t p = 0; p < total.size(); ++p) total[p].merge(mine[p]);
-  });
-  return total;
+const uint8_t* DecodedPlanes::bytes(size_t plane) const {
+  const bool is_codes = plane + 1 == header_.planes.size() && words_.empty();
+  return is_codes ? codes_.data() : nullptr;
 }
 
 }  // namespace mlx_entropy

@@ -3,7 +3,6 @@
 
 #include <vector>
 
-#include "convert/plane_plan.h"
 #include "kernels/prepared_matrix.h"
 #include "quant/plane_source.h"
 
@@ -18,6 +17,7 @@ class DecodedPlanes : public PlaneSource {
   MatrixHeader describe() const override;
   void read(size_t plane, uint64_t first, size_t count,
             uint32_t* out) const override;
+  const uint8_t* bytes(size_t plane) const override;
 
  private:
   void decode(const PreparedMatrix& matrix, uint32_t index);
@@ -27,8 +27,5 @@ class DecodedPlanes : public PlaneSource {
   std::vector<uint8_t> codes_;
   std::vector<uint32_t> words_;
 };
-
-// Histograms of all planes, decoded tile by tile.
-std::vector<PlaneHistogram> decoded_histograms(const PreparedMatrix& matrix);
 
 }  // namespace mlx_entropy

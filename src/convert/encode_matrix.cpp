@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <mutex>
 #include <numeric>
 
 #include "base/bits.h"
@@ -10,6 +9,7 @@
 #include "codec/rans/encode.h"
 #include "codec/rans/model.h"
 #include "codec/tree/encode.h"
+#include "convert/histograms.h"
 #include "convert/plane_plan.h"
 #include "format/writer.h"
 
@@ -194,56 +194,6 @@ class PlaneSplitter {
   uint8_t placeholder_ = 0;
 };
 
-std::vector<PlaneHistogram> make_histograms(const MatrixHeader& header) {
-  std::vector<PlaneHistogram> histograms;
-  for (const Plane& plane : header.planes) {
-    histograms.emplace_back(plane.kind, header.value_bits(plane));
-  }
-  return histograms;
-}
-
-// Reads plane values in pieces small enough for the cache.
-template <class Visit>
-void for_each_piece(const PlaneSource& source, size_t plane, uint64_t first,
-                    uint64_t count, const Visit& visit) {
-  constexpr size_t kPiece = 8192;
-  uint32_t values[kPiece];
-  for (uint64_t done = 0; done < count; done += kPiece) {
-    const auto n =
-        static_cast<size_t>(std::min<uint64_t>(kPiece, count - done));
-    source.read(plane, first + done, n, values);
-    visit(values, n);
-  }
-}
-
-std::vector<PlaneHistogram> count_values(const PlaneSource& source,
-                                         const MatrixHeader& header) {
-  const uint64_t tasks =
-      std::min<uint64_t>(4 * ThreadPool::instance().size(), header.rows);
-  const uint64_t unit = row_unit(header.cols);
-  const uint64_t rows_per_task =
-      ceil_div(ceil_div(header.rows, tasks), unit) * unit;
-  std::vector<PlaneHistogram> total = make_histograms(header);
-  std::mutex mutex;
-  ThreadPool::instance().run(
-      ceil_div(header.rows, rows_per_task), [&](size_t task) {
-        const uint64_t row = task * rows_per_task;
-        const uint64_t rows = std::min(rows_per_task, header.rows - row);
-        std::vector<PlaneHistogram> mine = make_histograms(header);
-        for (size_t p = 0; p < header.planes.size(); ++p) {
-          const Plane& plane = header.planes[p];
-          for_each_piece(source, p, header.values(plane, row),
-                         header.values(plane, rows),
-                         [&](const uint32_t* values, size_t n) {
-                           mine[p].add(values, n);
-                         });
-        }
-        std::lock_guard lock(mutex);
-        for (size_t p = 0; p < total.size(); ++p) total[p].merge(mine[p]);
-      });
-  return total;
-}
-
 struct MatrixPlan {
   std::vector<Plane> planes;
   double bits = 0;
@@ -265,6 +215,7 @@ MatrixPlan plan_matrix(const std::vector<PlaneHistogram>& histograms,
 }
 
 void choose_planes(const PlaneSource& source, const EncodeOptions& options,
+                   const std::vector<PlaneHistogram>* known,
                    MatrixHeader* header) {
   if (options.frequencies) {
     header->coder = options.frequencies->size() <= size_t{kRans16.max_classes}
@@ -281,7 +232,8 @@ void choose_planes(const PlaneSource& source, const EncodeOptions& options,
     }
     return;
   }
-  const std::vector<PlaneHistogram> histograms = count_values(source, *header);
+  const std::vector<PlaneHistogram> histograms =
+      known != nullptr ? *known : count_values(source, *header);
   if (options.codec == Codec::kTree) {
     header->coder = Coder::kTree;
     for (size_t p = 0; p < histograms.size(); ++p) {
@@ -313,13 +265,18 @@ double sampled_side_bits(const PlaneSource& source) {
     const uint64_t total = header.values(header.planes[p], header.rows);
     const uint64_t stride = std::max(total / kSamples, kSampleValues) / 8 * 8;
     for (uint64_t first = 0; first < total; first += stride) {
-      for_each_piece(source, p, first, std::min(kSampleValues, total - first),
-                     [&](const uint32_t* values, size_t n) {
-                       histograms[p].add(values, n);
-                     });
+      count_range(source, p, first, std::min(kSampleValues, total - first),
+                  &histograms[p]);
     }
   }
   return plan_matrix(histograms, header, Coder::kRans16).bits;
+}
+
+// Whether each value of the plane is its class, and all that there is of it.
+// A tree for every value that occurs leaves no exceptions.
+bool is_identity(const Plane& plane, int value_bits) {
+  return !plane.tree.empty() && plane.base == 0 && plane.raw_bits == 0 &&
+         plane.shift == 0 && plane.tree_classes == uint32_t{1} << value_bits;
 }
 
 class TileEncoder {
@@ -344,9 +301,16 @@ class TileEncoder {
     std::vector<std::unique_ptr<uint8_t[]>> classes(n_planes);
     std::vector<size_t> steps(n_planes);
     size_t symbols = 0;
+    const uint8_t* weights = nullptr;  // classes of a tree's plane
     for (size_t p = 0; p < n_planes; ++p) {
       const Plane& plane = header_.planes[p];
       const size_t count = header_.values(plane, rows);
+      if (const uint8_t* const bytes = source_.bytes(p);
+          bytes != nullptr && is_identity(plane, header_.value_bits(plane))) {
+        weights = bytes + header_.values(plane, row);
+        tile.exception_counts.push_back(0);
+        continue;
+      }
       steps[p] = ceil_div(count, kLanes);
       classes[p] = std::make_unique_for_overwrite<uint8_t[]>(steps[p] * kLanes);
       auto values = std::make_unique_for_overwrite<uint32_t[]>(count + 8);
@@ -356,11 +320,12 @@ class TileEncoder {
     }
     if (!header_.any_coded()) return tile;
     if (tree_) {
+      if (weights == nullptr) weights = classes.back().get();
       const size_t block = size_t{tree_block_rows(header_.cols)} * header_.cols;
       const size_t count = rows * header_.cols;
       for (size_t first = 0; first < count; first += block) {
-        tree_->append(classes.back().get() + first,
-                      std::min(block, count - first), &tile.stream);
+        tree_->append(weights + first, std::min(block, count - first),
+                      &tile.stream);
       }
       return tile;
     }
@@ -384,8 +349,9 @@ class TileEncoder {
 
 }  // namespace
 
-Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
-                                           const EncodeOptions& options) {
+Result<std::vector<uint8_t>> encode_matrix(
+    const PlaneSource& source, const EncodeOptions& options,
+    const std::vector<PlaneHistogram>* histograms) {
   MatrixHeader header = source.describe();
   if (header.rows == 0 || header.cols == 0) {
     return Status::error("cannot code an empty matrix");
@@ -401,7 +367,7 @@ Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
   }
   header.tile_rows = choose_tile_rows(header, options);
   header.tiles = static_cast<uint32_t>(ceil_div(header.rows, header.tile_rows));
-  choose_planes(source, options, &header);
+  choose_planes(source, options, histograms, &header);
   std::vector<TilePayload> tiles(header.tiles);
   const TileEncoder encoder(source, header);
   ThreadPool::instance().run(header.tiles, [&](size_t tile) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "convert/plane_plan.h"
 #include "quant/affine.h"
 #include "quant/plane_source.h"
 
@@ -32,8 +33,10 @@ struct EncodeOptions {
   std::optional<std::vector<uint16_t>> frequencies;
 };
 
-Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
-                                           const EncodeOptions& options);
+// `histograms` are those of the source's planes, where they are known.
+Result<std::vector<uint8_t>> encode_matrix(
+    const PlaneSource& source, const EncodeOptions& options,
+    const std::vector<PlaneHistogram>* histograms = nullptr);
 
 // Codes with predicted or stored biases, whichever is smaller.
 Result<std::vector<uint8_t>> encode_affine(const AffineArrays& arrays,

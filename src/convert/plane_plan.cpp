@@ -157,15 +157,27 @@ PlaneHistogram::PlaneHistogram(PlaneKind kind, int value_bits)
 }
 
 void PlaneHistogram::add(const uint32_t* values, size_t count) {
+  add_values(values, count);
+}
+
+void PlaneHistogram::add(const uint8_t* values, size_t count) {
+  add_values(values, count);
+}
+
+template <class T>
+void PlaneHistogram::add_values(const T* values, size_t count) {
   if (count > 0 && !any_) {
     any_ = true;
     first_ = values[0];
   }
-  for (size_t i = 0; i < count; ++i) differing_ |= values[i] ^ first_;
   if (bins_.size() <= kByteBins && shift_ == 0 && base_ == 0) {
     add_bytes(values, count);
+    for (uint32_t value = 0; value < bins_.size(); ++value) {
+      if (bins_[value] > 0) differing_ |= value ^ first_;
+    }
     return;
   }
+  for (size_t i = 0; i < count; ++i) differing_ |= values[i] ^ first_;
   for (size_t i = 0; i < count; ++i) {
     const uint32_t bin = (values[i] - base_) >> shift_;
     if (bin < bins_.size()) {
@@ -178,7 +190,8 @@ void PlaneHistogram::add(const uint32_t* values, size_t count) {
 
 // Codes never leave the window. Four counters for each value, because one
 // that is incremented twice in a row waits for itself.
-void PlaneHistogram::add_bytes(const uint32_t* values, size_t count) {
+template <class T>
+void PlaneHistogram::add_bytes(const T* values, size_t count) {
   uint32_t counters[4][kByteBins] = {};
   size_t i = 0;
   for (; i + 4 <= count; i += 4) {

@@ -17,6 +17,7 @@ class PlaneHistogram {
   PlaneHistogram(PlaneKind kind, int value_bits);
 
   void add(const uint32_t* values, size_t count);
+  void add(const uint8_t* values, size_t count);
   void merge(const PlaneHistogram& other);
 
   uint32_t base() const { return base_; }
@@ -32,7 +33,10 @@ class PlaneHistogram {
  private:
   static constexpr size_t kByteBins = 256;
 
-  void add_bytes(const uint32_t* values, size_t count);
+  template <class T>
+  void add_values(const T* values, size_t count);
+  template <class T>
+  void add_bytes(const T* values, size_t count);
 
   uint32_t base_ = 0;
   int shift_ = 0;

@@ -1,16 +1,28 @@
 #include "convert/transcode.h"
 
-#include "convert/decoded_planes.h"
+#include "convert/histograms.h"
 
 namespace mlx_entropy {
 
-Result<std::vector<uint8_t>> transcode(const PreparedMatrix& matrix,
-                                       const EncodeOptions& options) {
+const DecodedPlanes& Transcoder::planes() const {
+  if (!planes_) planes_.emplace(matrix_);
+  return *planes_;
+}
+
+const std::vector<PlaneHistogram>& Transcoder::histograms() const {
+  if (histograms_.empty()) {
+    histograms_ = count_values(planes(), planes().describe());
+  }
+  return histograms_;
+}
+
+Result<std::vector<uint8_t>> Transcoder::encode(
+    const EncodeOptions& options) const {
   EncodeOptions with_tiles = options;
   if (with_tiles.tile_rows == 0) {
-    with_tiles.tile_rows = matrix.header().tile_rows;
+    with_tiles.tile_rows = matrix_.header().tile_rows;
   }
-  return encode_matrix(DecodedPlanes(matrix), with_tiles);
+  return encode_matrix(planes(), with_tiles, &histograms());
 }
 
 }  // namespace mlx_entropy

@@ -287,8 +287,9 @@ mx::array transcode_array(mx::array coded, const std::string& codec,
   }
   EncodeOptions options;
   const auto matrix = open(kOp, coded);
+  const Transcoder transcoder(*matrix);
   if (codec == "auto") {
-    const CodecChoice best = rank_codecs(*matrix, machine_model()).front();
+    const CodecChoice best = rank_codecs(transcoder, machine_model()).front();
     options.codec = best.codec;
     options.pass_cost = best.pass_cost;
   } else if (codec == "tree" || codec == "flat") {
@@ -301,11 +302,15 @@ mx::array transcode_array(mx::array coded, const std::string& codec,
   const bool same =
       options.codec == Codec::kRans ? !is_tree : is_tree && codec == "auto";
   if (same) return coded;
-  return to_array(kOp, transcode(*matrix, options));
+  mx::array out = to_array(kOp, transcoder.encode(options));
+  // What we have just written needs no decoding to be trusted.
+  trust(CodedBytes(out));
+  return out;
 }
 
 std::vector<CodecChoice> rank_codecs_array(mx::array coded) {
-  return rank_codecs(*open("rank_codecs", coded), machine_model());
+  const auto matrix = open("rank_codecs", coded);
+  return rank_codecs(Transcoder(*matrix), machine_model());
 }
 
 CodedInfo validate_array(mx::array coded) {

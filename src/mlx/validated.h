@@ -25,4 +25,8 @@ struct CodedBytes {
 Result<std::shared_ptr<const PreparedMatrix>> validated(
     const CodedBytes& coded);
 
+// Takes bytes that our own encoder has just written for validated: their
+// streams are not decoded.
+void trust(const CodedBytes& coded);
+
 }  // namespace mlx_entropy

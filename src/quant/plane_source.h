@@ -19,6 +19,9 @@ class PlaneSource {
   // several threads. `first` and, but for the end, `count` are multiples of 8.
   virtual void read(size_t plane, uint64_t first, size_t count,
                     uint32_t* out) const = 0;
+
+  // All values of a plane whose values are bytes in memory; null for others.
+  virtual const uint8_t* bytes(size_t /*plane*/) const { return nullptr; }
 };
 
 }  // namespace mlx_entropy

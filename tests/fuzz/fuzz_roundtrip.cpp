@@ -75,7 +75,7 @@ void check(const Bytes& coded, const Bytes& arrays) {
   if (matrix.value()->header().coder != Coder::kTree) {
     options.codec = Codec::kTree;
   }
-  const auto other = transcode(*matrix.value(), options);
+  const auto other = Transcoder(*matrix.value()).encode(options);
   if (!other.ok()) fail(other.status().message());
   check_on_targets(other.value(), arrays);
 }

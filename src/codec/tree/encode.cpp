@@ -1,10 +1,23 @@
 #include "codec/tree/encode.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "base/bits.h"
 
 namespace mlx_entropy {
+namespace {
+
+// The lowest `depth` bits of each byte, one after another: neighbours join to
+// pairs, pairs to fours, and fours to eights.
+uint64_t pack_bytes(uint64_t x, int depth) {
+  x = (x & 0x00ff00ff00ff00ff) | ((x & 0xff00ff00ff00ff00) >> (8 - depth));
+  x = (x & 0x0000ffff0000ffff) | ((x & 0xffff0000ffff0000) >> (16 - 2 * depth));
+  return (x & 0x00000000ffffffff) |
+         ((x & 0xffffffff00000000) >> (32 - 4 * depth));
+}
+
+}  // namespace
 
 TreeEncoder::TreeEncoder(const Tree& tree)
     : tree_(tree), members_(tree.nodes.size()) {
@@ -23,6 +36,10 @@ TreeEncoder::TreeEncoder(const Tree& tree)
       for (size_t k = size; k-- > 0;) {
         member.index[tree.symbols[node.symbols + k]] = static_cast<uint8_t>(k);
       }
+      member.is_identity = true;
+      for (size_t k = 0; k < size; ++k) {
+        member.is_identity &= tree.symbols[node.symbols + k] == k;
+      }
       continue;
     }
     end[i] = end[node.right];
@@ -38,11 +55,14 @@ TreeEncoder::TreeEncoder(const Tree& tree)
 
 void TreeEncoder::append(const uint8_t* classes, size_t count,
                          std::vector<uint8_t>* out) const {
+  if (tree_.nodes[0].depth != kMerge)
+    return append_leaf(0, classes, count, out);
   // A merge's children together take the room of the merge itself; the
   // classes that go right move to the next part of it.
-  std::vector<uint8_t> room(count * (kMaxTreeHeight + 2));
-  std::copy(classes, classes + count, room.begin());
-  append_node(0, room.data(), count, room.data() + count, out);
+  const auto room =
+      std::make_unique_for_overwrite<uint8_t[]>(count * (kMaxTreeHeight + 2));
+  std::copy(classes, classes + count, room.get());
+  append_node(0, room.get(), count, room.get() + count, out);
 }
 
 void TreeEncoder::append_node(size_t index, uint8_t* classes, size_t count,
@@ -79,7 +99,15 @@ void TreeEncoder::append_leaf(size_t index, const uint8_t* classes,
   const uint8_t* const place = members_[index].index.data();
   size_t at = out->size();
   out->resize(at + ceil_div(count * static_cast<size_t>(depth), 8));
-  for (size_t i = 0; i < count; i += 8) {
+  size_t i = 0;
+  if (members_[index].is_identity) {
+    // Eight bytes are stored of which `depth` count.
+    for (; i + 8 <= count && at + 8 <= out->size();
+         i += 8, at += static_cast<size_t>(depth)) {
+      store(out->data() + at, pack_bytes(load<uint64_t>(classes + i), depth));
+    }
+  }
+  for (; i < count; i += 8) {
     uint64_t bits = 0;  // 8 values fill `depth` bytes
     const size_t n = std::min<size_t>(8, count - i);
     for (size_t k = 0; k < n; ++k) {

@@ -25,6 +25,7 @@ class TreeEncoder {
   struct Member {
     std::array<uint8_t, 256> right;  // of a merge: 1 if in its right child
     std::array<uint8_t, 256> index;  // of a leaf
+    bool is_identity = false;        // of a leaf: index[c] is c
   };
 
   void append_node(size_t node, uint8_t* classes, size_t count, uint8_t* spare,

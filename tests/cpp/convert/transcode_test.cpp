@@ -28,7 +28,7 @@ std::shared_ptr<const PreparedMatrix> open(const Bytes& bytes) {
 Bytes transcoded(const Bytes& bytes, const EncodeOptions& options) {
   const auto matrix = open(bytes);
   if (matrix == nullptr) return {};
-  auto result = transcode(*matrix, options);
+  auto result = Transcoder(*matrix).encode(options);
   EXPECT_TRUE(result.ok()) << result.status().message();
   return result.ok() ? result.value() : Bytes();
 }
