@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,33 +74,46 @@ def write_model(
     count = shape.layers if layers is None else layers
     if not 1 <= count <= shape.layers:
         raise ValueError(f"a {shape.name} model has 1 to {shape.layers} layers")
-    partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    make = _Tensors(shape, bits, group_size, dtype, seed)
-    index: dict[str, str] = {}
-    total = 0
-    for number, tensors in enumerate(make.shards(count), 1):
-        name = f"model-{number:05d}-of-{count + 1:05d}.safetensors"
-        mx.save_safetensors(str(partial / name), tensors, {"format": "mlx"})
-        index |= dict.fromkeys(tensors, name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-        if notify is not None:
-            notify(f"{number} of {count + 1} files, {total / 1e9:.2f} GB")
-    quantization = {"group_size": group_size, "bits": bits, "mode": "affine"}
-    config = shape.config(count)
-    config |= {
-        "quantization": quantization,
-        "quantization_config": quantization,
-    }
-    _write_json(partial / "config.json", config)
-    _write_json(partial / "generation_config.json", {"eos_token_id": 2})
-    _write_json(
-        partial / "model.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": index},
-    )
-    write_tokenizer(partial)
-    partial.rename(out)
+    with scratch_beside(out) as partial:
+        partial.mkdir()
+        make = _Tensors(shape, bits, group_size, dtype, seed)
+        index: dict[str, str] = {}
+        total = 0
+        for number, tensors in enumerate(make.shards(count), 1):
+            name = f"model-{number:05d}-of-{count + 1:05d}.safetensors"
+            mx.save_safetensors(str(partial / name), tensors, {"format": "mlx"})
+            index |= dict.fromkeys(tensors, name)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+            if notify is not None:
+                notify(f"{number} of {count + 1} files, {total / 1e9:.2f} GB")
+        quantization = {
+            "group_size": group_size,
+            "bits": bits,
+            "mode": "affine",
+        }
+        config = shape.config(count)
+        config |= {
+            "quantization": quantization,
+            "quantization_config": quantization,
+        }
+        _write_json(partial / "config.json", config)
+        _write_json(partial / "generation_config.json", {"eos_token_id": 2})
+        _write_json(
+            partial / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": index},
+        )
+        write_tokenizer(partial)
+        partial.rename(out)
     return out
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """Where to write what will be `out`, in a folder that nobody else has."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = ".mlx-entropy-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as scratch:
+        yield Path(scratch) / out.name
 
 
 class _Tensors:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .shapes import ModelShape
+from .synthetic import scratch_beside
 
 _ALIGNMENT = 32
 _CHUNK = 1 << 25  # Weights made at a time.
@@ -138,16 +139,15 @@ def write_gguf(
         kind = "q4_0" if shape.hidden % 256 else "q4_k"
     count = shape.layers if layers is None else layers
     tensors = list(_tensors(shape, count, kind))
-    partial = out.with_name(out.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
-    with open(partial, "wb") as stream:
-        stream.write(_header(_metadata(shape, count, kind), tensors))
-        for number, tensor in enumerate(tensors, 1):
-            _write_tensor(stream, tensor, random)
-            if notify is not None and number % 20 == 0:
-                notify(f"{number} of {len(tensors)} tensors")
-    partial.rename(out)
+    with scratch_beside(out) as partial:
+        with open(partial, "wb") as stream:
+            stream.write(_header(_metadata(shape, count, kind), tensors))
+            for number, tensor in enumerate(tensors, 1):
+                _write_tensor(stream, tensor, random)
+                if notify is not None and number % 20 == 0:
+                    notify(f"{number} of {len(tensors)} tensors")
+        partial.rename(out)
     return out
 
 

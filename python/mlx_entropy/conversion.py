@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from ._version import version
 from .checksums import as_json, checksums_of
 from .coding import ConvertedTensor, ModuleRecord, code_module
 from .destination import JOURNAL, Destination
-from .files import DISK_FULL, user_path
+from .files import user_path
 from .loading import check_structure
 from .model_format import (
     CHECKSUM_FILE,
@@ -211,13 +210,9 @@ class _Conversion:
 
     def run(self) -> ConversionReport:
         started = time.perf_counter()
-        try:
+        with self.target.explaining_full_disks(self._bytes_left):
             self._write()
             warnings = self.target.publish()
-        except OSError as error:
-            if error.errno in DISK_FULL:
-                raise self._disk_full(error) from error
-            raise
         for warning in warnings:
             self._warn(warning)
         rows = tuple(row for record in self.records for row in record.rows)
@@ -241,16 +236,8 @@ class _Conversion:
             self._write_shard(shard, modules)
         self._write_small_files()
 
-    def _disk_full(self, error: OSError) -> OSError:
-        """The error with the space that it takes to go on, and where."""
-        left = sum(self.sizes.values()) - self._done_bytes
-        free = shutil.disk_usage(self.target.partial).free
-        return OSError(
-            error.errno,
-            f"{error.strerror}; up to {left / 1e6:.1f} MB more are needed, "
-            f"{free / 1e6:.1f} MB are free",
-            str(self.target.partial),
-        )
+    def _bytes_left(self) -> int:
+        return sum(self.sizes.values()) - self._done_bytes
 
     def _warn(self, warning: str) -> None:
         self.warnings.append(warning)

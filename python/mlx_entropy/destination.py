@@ -15,12 +15,18 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .files import naming, sync_directory, user_path, write_atomically
+from .files import (
+    DISK_FULL,
+    naming,
+    sync_directory,
+    user_path,
+    write_atomically,
+)
 from .model_format import CONFIG_KEY, is_converted, marked_config
 
 JOURNAL = "mlx-entropy-journal.json"
@@ -355,6 +361,27 @@ class Destination:
         with suppress(OSError):  # A read-only one says so later.
             self._tidy(_parsed(self.path / JOURNAL))
         self.close()
+
+    @contextmanager
+    def explaining_full_disks(
+        self, left: Callable[[], int], bound: str = "up to"
+    ) -> Iterator[None]:
+        """Has their error say where, and how much space is needed.
+
+        `left` gives bytes that remain to be written, `bound` what those are.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            free = shutil.disk_usage(self.partial).free
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; {bound} {left() / 1e6:.1f} MB more are "
+                f"needed, {free / 1e6:.1f} MB are free",
+                str(self.partial),
+            ) from error
 
     def close(self) -> None:
         """Let another process have the partial directory."""

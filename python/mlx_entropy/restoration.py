@@ -236,6 +236,25 @@ class _Restoration:
 
     def run(self) -> RestoreReport:
         started = time.perf_counter()
+        # The layout has the bytes of what is coded.
+        with self.target.explaining_full_disks(self._bytes_left, "at least"):
+            index = self._write()
+            warnings = [*self.assets.warnings, *self.target.publish()]
+        return RestoreReport(
+            self.source.name,
+            str(self.target.path),
+            len(index["weight_map"]),
+            index["metadata"]["total_size"],
+            self.source.contents.left_out,
+            tuple(warnings),
+            time.perf_counter() - started,
+        )
+
+    def _bytes_left(self) -> int:
+        return sum(self.sizes.values()) - self._bytes
+
+    def _write(self) -> dict[str, Any]:
+        """Everything but the name; returns the index."""
         files = [shard.file for shard in self.plan]
         finished = self._resume([*files, *self.assets.files, *_OURS])
         kept = self._kept(finished)
@@ -250,16 +269,7 @@ class _Restoration:
             kept = []
         index = self._index(files)
         self._write_small_files(index)
-        warnings = [*self.assets.warnings, *self.target.publish()]
-        return RestoreReport(
-            self.source.name,
-            str(self.target.path),
-            len(index["weight_map"]),
-            index["metadata"]["total_size"],
-            self.source.contents.left_out,
-            tuple(warnings),
-            time.perf_counter() - started,
-        )
+        return index
 
     def _places(self, shard: Shard) -> tuple[Path, Path, int]:
         """Unfinished shard, its log, and the room for its header."""

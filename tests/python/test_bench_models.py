@@ -58,6 +58,22 @@ def test_synthetic_models_convert_and_generate(
     assert mx.isfinite(logits).all().item()
 
 
+def test_neighbours_of_synthetic_models_stay(tmp_path: Path) -> None:
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial" / "letter.txt").write_text("mine")
+    (tmp_path / "file.gguf.partial").write_text("mine")
+    write_model(SMALL, tmp_path / "model", layers=1)
+    write_gguf(SMALL, tmp_path / "file.gguf", layers=1)
+    assert not (tmp_path / "model" / "letter.txt").exists()
+    assert (tmp_path / "file.gguf.partial").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "file.gguf",
+        "file.gguf.partial",
+        "model",
+        "model.partial",
+    ]
+
+
 def test_shallower_synthetic_models(tmp_path: Path) -> None:
     out = write_model(SMALL, tmp_path / "one", layers=1, dtype="bfloat16")
     assert json.loads((out / "config.json").read_text())[

@@ -245,6 +245,33 @@ def test_a_full_disk_keeps_what_is_complete(
     same_as_whole(tmp_path, model)
 
 
+def test_a_full_disk_while_restoring(
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    conversion.convert(model, tmp_path / "out")
+    write, room = ShardWriter._write, 400_000
+
+    def limited(self: ShardWriter, content: memoryview) -> None:
+        nonlocal room
+        room -= len(content)
+        if room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, content)
+
+    monkeypatch.setattr(ShardWriter, "_write", limited)
+    argv = ["restore", str(tmp_path / "out"), str(tmp_path / "back")]
+    assert cli.main(argv) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device; at least " in message
+    assert str(tmp_path / f"back{PARTIAL_SUFFIX}") in message
+    room = 10_000_000
+    assert cli.main(argv) == 0
+    assert "continuing" in capsys.readouterr().err
+
+
 def test_a_real_full_disk_names_the_file(tmp_path: Path) -> None:
     """Errors of `write` say no name by themselves."""
     full = Path("/dev/full")
