@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,29 @@ def post(address: str, path: str, **body: Any) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=SECONDS) as response:
         answer: dict[str, Any] = json.loads(response.read())
         return answer
+
+
+def test_requests_at_once(models):
+    """They are generated in one batch, which mlx-lm's own layers compute."""
+    prompts = ["abc", "hello there", "x", "abc"]
+    model, tokenizer = mlx_lm.load(str(models[STOCK]))
+    expected = [
+        mlx_lm.generate(model, tokenizer, prompt, max_tokens=8)
+        for prompt in prompts
+    ]
+    with serving(*OURS, "--model", models[CODED]) as address:
+
+        def answer(prompt):
+            return post(
+                address,
+                "/v1/completions",
+                prompt=prompt,
+                max_tokens=8,
+                temperature=0,
+            )["choices"][0]["text"]
+
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            assert list(pool.map(answer, prompts)) == expected
 
 
 @pytest.mark.parametrize(

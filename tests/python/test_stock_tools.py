@@ -26,8 +26,13 @@ PROMPT = "abc"
 
 
 @pytest.fixture
-def source(tmp_path):
-    return stock.write(tmp_path / "source")
+def kind():
+    return "llama"
+
+
+@pytest.fixture
+def source(tmp_path, kind):
+    return stock.write(tmp_path / "source", stock.MODELS[kind])
 
 
 @pytest.fixture
@@ -53,6 +58,10 @@ def generated(output):
 GENERATE = ("--prompt", PROMPT, "--max-tokens", 8, "--temp", 0)
 
 
+every_kind = pytest.mark.parametrize("kind", stock.MODELS)
+
+
+@every_kind
 def test_generate(monkeypatch, capsys, source, coded):
     texts = []
     for model in (source, coded):
@@ -91,6 +100,7 @@ def test_trust_reaches_draft_models(
     assert "\n" not in str(caught.value)
 
 
+@every_kind
 def test_perplexity(monkeypatch, capsys, source, coded):
     from mlx_lm import perplexity
 
@@ -106,6 +116,7 @@ def test_perplexity(monkeypatch, capsys, source, coded):
     assert figures[1] == pytest.approx(figures[0], rel=1e-3)
 
 
+@every_kind
 def test_batch_generate(source, coded):
     answers = []
     for model, tokenizer in (
@@ -139,6 +150,7 @@ def test_prompt_caches(monkeypatch, capsys, tmp_path, source, coded):
     assert texts[0] == texts[1]
 
 
+@every_kind
 def test_prompt_caches_of_the_other(source, coded, tmp_path, relative_error):
     """A stock model goes on where a coded one stopped, and the reverse."""
     models = [mlx_lm.load(str(source))[0], mlx_entropy.load(coded)[0]]
