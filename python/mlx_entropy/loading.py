@@ -26,7 +26,7 @@ import mlx.nn as nn
 from . import _ext, mlx_lm_hooks
 from .checksums import check, checks_on_loading
 from .damage import find_damage
-from .mlx_lm_files import readable
+from .mlx_lm_files import import_mlx_lm, readable
 from .model_format import (
     CODECS,
     CODED,
@@ -97,6 +97,7 @@ def load(
             not as it was written, parameters are missing or unknown, or the
             format is newer than this package.
     """
+    import_mlx_lm()
     import mlx_lm.utils
 
     if codec is not None:
@@ -168,6 +169,7 @@ def check_structure(directory: Path) -> None:
     For a model that has just been written, so its bytes are not checked. No
     more than one coded matrix is in memory at a time.
     """
+    import_mlx_lm()
     import mlx_lm.utils
 
     structure_token = _structure_only.set(True)
@@ -469,6 +471,7 @@ def _wrapped() -> Iterator[None]:
 
 def _install() -> None:
     global _wrapper, _stock
+    import_mlx_lm()
     import mlx_lm.utils
 
     if mlx_lm.utils.load_model is not _wrapper:

@@ -63,12 +63,13 @@ def configure(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Ours first: it knows how to import mlx-lm.
     from .. import load
+    from ..mlx_lm_files import import_mlx_lm
     from ..sources import hub
 
-    from mlx_lm import stream_generate  # isort: skip
-    from mlx_lm.sample_utils import make_sampler  # isort: skip
+    import_mlx_lm()
+    from mlx_lm import stream_generate
+    from mlx_lm.sample_utils import make_sampler
 
     path = user_path(args.model)
     if not path.is_dir():

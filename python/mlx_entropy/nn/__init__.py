@@ -1,16 +1,11 @@
 """MLX layers that keep their weights entropy-coded."""
 
-from ..mlx_lm_files import import_mlx_lm
-
-# Before any module that does it in its own way.
-import_mlx_lm()
-
-from .coded import EntropyCoded  # noqa: E402
-from .embedding import EntropyCodedEmbedding  # noqa: E402
-from .fusing import fuse, unfuse  # noqa: E402
-from .linear import EntropyCodedLinear  # noqa: E402
-from .swap import EntropyReport, entropy_quantize  # noqa: E402
-from .switch import EntropyCodedSwitchLinear  # noqa: E402
+from .coded import EntropyCoded
+from .embedding import EntropyCodedEmbedding
+from .fusing import fuse, unfuse
+from .linear import EntropyCodedLinear
+from .swap import EntropyReport, entropy_quantize
+from .switch import EntropyCodedSwitchLinear
 
 __all__ = [
     "EntropyCoded",

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..files import without_bytecode
-from ..mlx_lm_files import readable
+from ..mlx_lm_files import import_mlx_lm, readable
 from ..model_format import MODEL_FILE, full_name, is_marked
 from ..nn.layers import kind_of, quantization_of
 from ..tensors import DTYPE_NAMES, unpacked_shape
@@ -128,6 +128,7 @@ class DirectorySource:
 
     def _load(self) -> tuple[list[Module], dict[str, Any]]:
         """Every module with lazy arrays, and the config after loading."""
+        import_mlx_lm()
         from mlx_lm.utils import load_model
 
         path = self._path
@@ -158,6 +159,7 @@ class DirectorySource:
 @contextmanager
 def _recorded_loads() -> Iterator[dict[str, mx.array]]:
     """Lists the arrays that mlx-lm's loader reads from files, by name."""
+    import_mlx_lm()
     from mlx_lm import utils
 
     loads = RecordedLoads()

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ..mlx_lm_files import import_mlx_lm
 from .base import Assets, SourceError, quoted, read_bytes
 from .safetensors_file import StoredTensor
 
@@ -70,6 +71,7 @@ def read_side_files(folder: Path, model_file: str | None = None) -> Assets:
 
 def _candidates(folder: Path, own: Iterable[Path]) -> Iterable[Path]:
     """Files that a pattern selects; SourceError for a link to nothing."""
+    import_mlx_lm()
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
     patterns = (*DEFAULT_ALLOW_PATTERNS, *_MORE_PATTERNS)
