@@ -149,6 +149,20 @@ def _refusing(stock: _Function) -> _Function:
     return quantize
 
 
+def _get_total_parameters(stock: _Function) -> _Function:
+    def get_total_parameters(model: nn.Module) -> int:
+        leaves: Any = tree_flatten(
+            model.leaf_modules(), is_leaf=nn.Module.is_module
+        )
+        total: int = stock(model)
+        for _, module in leaves:
+            if isinstance(module, EntropyCoded):
+                total += module.weight.size - module.coded_bytes
+        return total
+
+    return get_total_parameters
+
+
 def _linear_to_lora_layers(stock: _Function) -> _Function:
     def linear_to_lora_layers(*args: Any, **kwargs: Any) -> None:
         try:
@@ -182,6 +196,11 @@ def _save(stock: _Function) -> _Function:
             )
         _refuse_cast(model)
         was_coded, is_coded = CONFIG_KEY in config, _has_coded(model)
+        if is_coded and not was_coded:
+            raise ValueError(
+                "layers that entropy_quantize has coded cannot be saved by "
+                "mlx-lm: save the model before, and mlx-entropy convert it"
+            )
         if was_coded and not is_coded:
             config = _without_mark(config)
         stock(dst_path, src_path_or_repo, model, tokenizer, config, **kwargs)
@@ -227,6 +246,7 @@ def _convert_to_gguf(stock: _Function) -> _Function:
 _HOOKS: tuple[tuple[str, str, Callable[[_Function], _Function]], ...] = (
     ("utils", "dequantize_model", _dequantize_model),
     ("utils", "quantize_model", _refusing),
+    ("utils", "get_total_parameters", _get_total_parameters),
     ("utils", "save", _save),
     ("tuner.utils", "linear_to_lora_layers", _linear_to_lora_layers),
     ("gguf", "convert_to_gguf", _convert_to_gguf),

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from mlx_lm import utils
+from mlx_lm.tuner import utils as tuner
 
 import mlx_entropy
 from helpers import stock
@@ -149,6 +150,26 @@ def test_fuse_over_converted_models(tmp_path, monkeypatch, flags):
     )
     # Fused weights are rounded to 4 bits again.
     assert mx.linalg.norm(found - expected) <= 0.3 * mx.linalg.norm(expected)
+
+
+def test_layers_coded_in_memory(tmp_path, same_bits):
+    """mlx-lm's tools know them, too; a model of them has no format."""
+    source = stock.write(tmp_path / "source")
+    model, tokenizer, config = mlx_lm.load(str(source), return_config=True)
+    mlx_entropy.entropy_quantize(model)
+    with pytest.raises(ValueError, match="mlx-entropy convert") as caught:
+        utils.save(tmp_path / "out", str(source), model, tokenizer, config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="cannot quantize"):
+        utils.quantize_model(model, config, 64, 4)
+    with pytest.raises(ValueError, match="DoRA"):
+        tuner.linear_to_lora_layers(
+            model, 2, {"rank": 4, "scale": 2.0, "dropout": 0.0}, use_dora=True
+        )
+    found = utils.dequantize_model(model)
+    expected = utils.dequantize_model(utils.load_model(source)[0])
+    assert same_bits(found.lm_head.weight, expected.lm_head.weight)
 
 
 def gguf(monkeypatch, model, adapter, to, *flags):

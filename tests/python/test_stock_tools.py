@@ -180,6 +180,16 @@ def test_chat(monkeypatch, capsys, coded):
     assert run(capsys, "mlx_lm.chat", "--model", coded, "--max-tokens", 4)
 
 
+@every_kind
+def test_parameters_are_counted_as_weights(source, coded):
+    """Training and quantizing print how many there are."""
+    models = [mlx_lm.load(str(source))[0], mlx_entropy.load(coded)[0]]
+    counts = [utils.get_total_parameters(model) for model in models]
+    assert counts[0] == counts[1]
+    bits = [utils.compute_bits_per_weight(model) for model in models]
+    assert 3 < bits[1] < bits[0] + 1
+
+
 class Group:
     """One of several processes, which are not there."""
 

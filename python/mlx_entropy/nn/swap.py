@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,11 @@ def entropy_quantize(
                 replace_module(model, path, replacement)
     if fused:
         fuse(model)
+    if "mlx_lm.utils" in sys.modules:
+        # Not above: it imports this.
+        from ..mlx_lm_hooks import install
+
+        install()
     return report
 
 
