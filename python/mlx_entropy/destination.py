@@ -392,7 +392,9 @@ class Destination:
 
 def _foreign(directory: Path) -> list[str]:
     """What a converted model holds that its conversion did not write."""
-    config = marked_config(directory) or {}
+    config: dict[str, Any] = {}
+    with suppress(ValueError):
+        config = marked_config(directory) or {}
     entry = config.get(CONFIG_KEY)
     listed = entry.get("files") if isinstance(entry, dict) else None
     if not isinstance(listed, list):

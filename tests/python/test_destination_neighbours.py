@@ -93,6 +93,21 @@ def test_what_others_put_into_a_model(
     assert names(tmp_path) == ["model", "out"]
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_damaged_conversions_are_replaced(
+    tmp_path: Path, model: Path, content: str
+) -> None:
+    """Their checksums still say whose they are."""
+    out = tmp_path / "out"
+    convert(model, out)
+    (out / "config.json").write_text(content)
+    with pytest.raises(DestinationError, match="overwrite"):
+        convert(model, out)
+    convert(model, out, overwrite=True)
+    assert verify(out, model).identical
+    assert names(tmp_path) == ["model", "out"]
+
+
 def test_bytecode_of_the_model_file_is_ours(
     tmp_path: Path, model: Path
 ) -> None:
