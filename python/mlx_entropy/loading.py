@@ -25,7 +25,7 @@ import mlx.nn as nn
 
 from . import _ext, mlx_lm_hooks
 from .checksums import check, checks_on_loading
-from .damage import find_damage
+from .damage import explanation
 from .mlx_lm_files import import_mlx_lm, readable
 from .model_format import (
     CODECS,
@@ -119,9 +119,9 @@ def load(
                 **kwargs,
             )
     except Exception as error:
-        reason = _explanation(error, path, kwargs.get("adapter_path"))
-        if reason is None and plain is not directory:
-            reason = str(error).replace(str(plain), str(path))
+        reason = explanation(error, path, kwargs.get("adapter_path"))
+        if plain is not directory:
+            reason = (reason or str(error)).replace(str(plain), str(path))
         if reason is None:
             raise
         raise ValueError(reason) from error
@@ -129,24 +129,6 @@ def load(
         _checksums.reset(checksums_token)
         _fused.reset(fused_token)
         _codec.reset(codec_token)
-
-
-def _explanation(
-    error: Exception, *directories: str | Path | None
-) -> str | None:
-    """What is wrong where an error says too little, else None."""
-    if "trust_remote_code=True" in str(error):
-        return (
-            f"the tokenizer of {directories[0]} comes with Python code of its "
-            "own; trust_remote_code (--trust-remote-code) runs it"
-        )
-    for directory in directories:
-        if directory is None or not Path(directory).is_dir():
-            continue
-        damage = find_damage(Path(directory))
-        if damage is not None:
-            return damage
-    return None
 
 
 def memory_codec() -> str:

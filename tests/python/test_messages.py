@@ -169,6 +169,53 @@ def test_damaged_json_is_named(
         assert str(model / name) in line
 
 
+def test_tokenizers_that_cannot_be_loaded(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "tokenizer.json").write_text("{}")
+    out = tmp_path / "out"
+    convert(model, out)
+    line = error_of(capsys, "generate", out, "--prompt", "a")
+    assert f"cannot load the tokenizer of {out}: " in line
+    (model / "tokenizer.json").unlink()
+    convert(model, out, overwrite=True)
+    line = error_of(capsys, "generate", out, "--prompt", "a")
+    assert f"cannot load the tokenizer of {out}: " in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_size": "wide"}, {"quantization": 5}, {"rms_norm_eps": None}],
+    ids=str,
+)
+def test_configurations_that_make_no_model(
+    tmp_path: Path,
+    model: Path,
+    change: dict,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    convert(model, out)
+    for folder in (model, out):
+        config = json.loads((folder / "config.json").read_text()) | change
+        (folder / "config.json").write_text(json.dumps(config))
+    mlx_entropy.seal(out)
+    line = error_of(capsys, "convert", model, tmp_path / "again")
+    assert f"mlx-lm cannot load {model}" in line
+    line = error_of(capsys, "generate", out, "--prompt", "a")
+    assert str(out) in line
+
+
+def test_a_damaged_generation_config(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mlx-lm takes one that is no JSON for an empty one."""
+    file = model / "generation_config.json"
+    file.write_text("[]")
+    line = error_of(capsys, "convert", model, tmp_path / "out")
+    assert f"{file} is damaged" in line
+
+
 def test_damaged_headers_are_named(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

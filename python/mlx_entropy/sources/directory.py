@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..damage import find_damage
 from ..files import without_bytecode
 from ..mlx_lm_files import import_mlx_lm, readable
 from ..model_format import MODEL_FILE, full_name, is_marked
@@ -143,6 +144,8 @@ class DirectorySource:
             modules = _modules(model)
             changed = _changed_on_loading(model, modules)
         except Exception as error:  # Models' own code may raise anything.
+            if (damage := find_damage(self._path)) is not None:
+                raise SourceError(damage) from error
             reason = str(error).replace(str(path), str(self._path))
             reason = " ".join(reason.split()) or type(error).__name__
             if self._index.missing is not None:
