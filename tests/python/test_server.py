@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(*arguments: Any):
-    """The address of a server in a process of its own."""
+    """The address of a server, and its process."""
     port = free_port()
     command = [*arguments, "--host", "127.0.0.1", "--port", port]
     with subprocess.Popen(
@@ -58,7 +59,7 @@ def serving(*arguments: Any):
         text=True,
     ) as process:
         try:
-            yield wait_for(f"http://127.0.0.1:{port}", process)
+            yield wait_for(f"http://127.0.0.1:{port}", process), process
         finally:
             process.kill()
 
@@ -87,6 +88,14 @@ def post(address: str, path: str, **body: Any) -> dict[str, Any]:
         return answer
 
 
+def test_sigterm_ends_it(models):
+    """As it ends mlx_lm.server, whose threads wait for more requests."""
+    with serving(*OURS, "--model", models[CODED]) as (address, process):
+        post(address, "/v1/completions", prompt=PROMPT, max_tokens=2)
+        process.terminate()
+        assert process.wait(SECONDS) == -signal.SIGTERM
+
+
 def test_requests_at_once(models):
     """They are generated in one batch, which mlx-lm's own layers compute."""
     prompts = ["abc", "hello there", "x", "abc"]
@@ -95,7 +104,7 @@ def test_requests_at_once(models):
         mlx_lm.generate(model, tokenizer, prompt, max_tokens=8)
         for prompt in prompts
     ]
-    with serving(*OURS, "--model", models[CODED]) as address:
+    with serving(*OURS, "--model", models[CODED]) as (address, _):
 
         def answer(prompt):
             return post(
@@ -130,7 +139,7 @@ def test_server(models, program, model, draft):
     # mlx-lm's server continues from caches that do not fit when it has a draft
     # model, stock or not: only the first answer is right.
     requests = 2 if draft is None else 1
-    with serving(*line) as address:
+    with serving(*line) as (address, _):
         for _ in range(requests):
             answer = post(
                 address,

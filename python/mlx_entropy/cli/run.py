@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from .arguments import add_verb
+from .signals import signals_end
 
 _PACKAGE = "mlx_lm"
 _PROGRAMS = {
@@ -85,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         program = importlib.import_module(
             f"{_PACKAGE}.{_PROGRAMS[args.program]}"
         )
-        program.main()
+        with signals_end():
+            program.main()
     except SystemExit as stop:  # How argparse ends a program.
         if isinstance(stop.code, str):
             raise ValueError(stop.code) from stop

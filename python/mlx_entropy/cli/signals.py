@@ -25,6 +25,24 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
+def signals_end() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the process at once, for others' programs.
+
+    Threads that they wait for at exit would keep it alive for ever.
+    """
+    ours = [n for n in _ENDING if signal.getsignal(n) is _terminate]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    try:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, _terminate)
+
+
+@contextmanager
 def signals_raise() -> Iterator[None]:
     """SIGINT raises KeyboardInterrupt, SIGTERM and SIGHUP `Terminated`.
 
