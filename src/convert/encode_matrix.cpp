@@ -349,9 +349,9 @@ class TileEncoder {
 
 }  // namespace
 
-Result<std::vector<uint8_t>> encode_matrix(
-    const PlaneSource& source, const EncodeOptions& options,
-    const std::vector<PlaneHistogram>* histograms) {
+Status encode_matrix(const PlaneSource& source, const EncodeOptions& options,
+                     const Memory& memory,
+                     const std::vector<PlaneHistogram>* histograms) {
   MatrixHeader header = source.describe();
   if (header.rows == 0 || header.cols == 0) {
     return Status::error("cannot code an empty matrix");
@@ -373,16 +373,33 @@ Result<std::vector<uint8_t>> encode_matrix(
   ThreadPool::instance().run(header.tiles, [&](size_t tile) {
     tiles[tile] = encoder.encode(static_cast<uint32_t>(tile));
   });
-  return write_container(header, tiles);
+  write_container(header, std::move(tiles), memory);
+  return {};
 }
 
-Result<std::vector<uint8_t>> encode_affine(const AffineArrays& arrays,
+Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
                                            const EncodeOptions& options) {
+  std::vector<uint8_t> bytes;
+  Status status = encode_matrix(source, options, memory_of(&bytes));
+  if (!status.ok()) return status;
+  return bytes;
+}
+
+Status encode_affine(const AffineArrays& arrays, const EncodeOptions& options,
+                     const Memory& memory) {
   const AffineSource predicted(arrays, BiasMode::kPredicted);
   const AffineSource stored(arrays, BiasMode::kStored);
   const bool predict =
       sampled_side_bits(predicted) <= sampled_side_bits(stored);
-  return encode_matrix(predict ? predicted : stored, options);
+  return encode_matrix(predict ? predicted : stored, options, memory);
+}
+
+Result<std::vector<uint8_t>> encode_affine(const AffineArrays& arrays,
+                                           const EncodeOptions& options) {
+  std::vector<uint8_t> bytes;
+  Status status = encode_affine(arrays, options, memory_of(&bytes));
+  if (!status.ok()) return status;
+  return bytes;
 }
 
 std::vector<uint16_t> table_from_counts(std::span<const uint64_t> counts) {

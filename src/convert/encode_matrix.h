@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "convert/plane_plan.h"
+#include "format/writer.h"
 #include "quant/affine.h"
 #include "quant/plane_source.h"
 
@@ -33,12 +34,17 @@ struct EncodeOptions {
   std::optional<std::vector<uint16_t>> frequencies;
 };
 
+// Asks for the coded matrix's memory when `source` is not needed any more.
 // `histograms` are those of the source's planes, where they are known.
-Result<std::vector<uint8_t>> encode_matrix(
-    const PlaneSource& source, const EncodeOptions& options,
-    const std::vector<PlaneHistogram>* histograms = nullptr);
+Status encode_matrix(const PlaneSource& source, const EncodeOptions& options,
+                     const Memory& memory,
+                     const std::vector<PlaneHistogram>* histograms = nullptr);
+Result<std::vector<uint8_t>> encode_matrix(const PlaneSource& source,
+                                           const EncodeOptions& options);
 
 // Codes with predicted or stored biases, whichever is smaller.
+Status encode_affine(const AffineArrays& arrays, const EncodeOptions& options,
+                     const Memory& memory);
 Result<std::vector<uint8_t>> encode_affine(const AffineArrays& arrays,
                                            const EncodeOptions& options);
 

@@ -16,13 +16,18 @@ const std::vector<PlaneHistogram>& Transcoder::histograms() const {
   return histograms_;
 }
 
-Result<std::vector<uint8_t>> Transcoder::encode(
-    const EncodeOptions& options) const {
+Status Transcoder::encode(const EncodeOptions& options,
+                          const Memory& memory) const {
   EncodeOptions with_tiles = options;
   if (with_tiles.tile_rows == 0) {
     with_tiles.tile_rows = matrix_.header().tile_rows;
   }
-  return encode_matrix(planes(), with_tiles, &histograms());
+  histograms();
+  const auto without_planes = [&](size_t size) {
+    planes_.reset();
+    return memory(size);
+  };
+  return encode_matrix(planes(), with_tiles, without_planes, &histograms_);
 }
 
 }  // namespace mlx_entropy

@@ -23,9 +23,10 @@ class Transcoder {
   const PreparedMatrix& matrix() const { return matrix_; }
   const std::vector<PlaneHistogram>& histograms() const;
 
-  // The bytes in another codec. Tiles keep their rows unless `options` has
-  // others, so that experts still start tiles.
-  Result<std::vector<uint8_t>> encode(const EncodeOptions& options) const;
+  // Writes the matrix in another codec to `memory`. Tiles keep their rows
+  // unless `options` has others, so that experts still start tiles. What was
+  // decoded is let go before the memory is asked for.
+  Status encode(const EncodeOptions& options, const Memory& memory) const;
 
  private:
   const DecodedPlanes& planes() const;

@@ -81,14 +81,15 @@ void put_tile(Cursor* out, const TilePayload& tile) {
 
 }  // namespace
 
-std::vector<uint8_t> write_container(const MatrixHeader& header,
-                                     const std::vector<TilePayload>& tiles) {
+void write_container(const MatrixHeader& header, std::vector<TilePayload> tiles,
+                     const Memory& memory) {
   const size_t first_tile = table_bytes(header);
-  size_t total = first_tile + kTailPadding;
-  for (const TilePayload& tile : tiles) total += tile.bytes();
-  total = ceil_div(total, kSizeMultiple) * kSizeMultiple;
-  std::vector<uint8_t> bytes(total, 0);
-  Cursor out(bytes.data());
+  size_t used = first_tile;
+  for (const TilePayload& tile : tiles) used += tile.bytes();
+  const size_t total =
+      ceil_div(used + kTailPadding, kSizeMultiple) * kSizeMultiple;
+  uint8_t* const bytes = memory(total);
+  Cursor out(bytes);
   put_header(&out, header, total);
   uint64_t offset = first_tile;
   for (const TilePayload& tile : tiles) {
@@ -96,9 +97,19 @@ std::vector<uint8_t> write_container(const MatrixHeader& header,
     offset += tile.bytes();
   }
   out.put(offset);
-  for (const TilePayload& tile : tiles) put_tile(&out, tile);
-  store(bytes.data() + header::kChecksumAt,
-        xxh64(bytes.data() + header::kRowsAt, total - header::kRowsAt));
+  for (TilePayload& tile : tiles) {
+    put_tile(&out, tile);
+    tile = TilePayload();
+  }
+  std::fill(bytes + used, bytes + total, uint8_t{0});
+  store(bytes + header::kChecksumAt,
+        xxh64(bytes + header::kRowsAt, total - header::kRowsAt));
+}
+
+std::vector<uint8_t> write_container(const MatrixHeader& header,
+                                     std::vector<TilePayload> tiles) {
+  std::vector<uint8_t> bytes;
+  write_container(header, std::move(tiles), memory_of(&bytes));
   return bytes;
 }
 

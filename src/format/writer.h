@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "format/container.h"
@@ -21,8 +22,22 @@ struct TilePayload {
   }
 };
 
-// `tiles` must be complete and match `header`.
+// Gives the memory for a coded matrix of so many bytes.
+using Memory = std::function<uint8_t*(size_t)>;
+
+// `tiles` must be complete and match `header`. Each is freed once it is
+// written, so that nearly one copy of the matrix is in memory, not two.
+void write_container(const MatrixHeader& header, std::vector<TilePayload> tiles,
+                     const Memory& memory);
 std::vector<uint8_t> write_container(const MatrixHeader& header,
-                                     const std::vector<TilePayload>& tiles);
+                                     std::vector<TilePayload> tiles);
+
+// Memory in a vector.
+inline Memory memory_of(std::vector<uint8_t>* bytes) {
+  return [bytes](size_t size) {
+    bytes->resize(size);
+    return bytes->data();
+  };
+}
 
 }  // namespace mlx_entropy

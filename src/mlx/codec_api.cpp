@@ -36,15 +36,19 @@ mx::array empty(mx::Shape shape, mx::Dtype dtype) {
   return mx::array(std::move(data), std::move(shape), dtype);
 }
 
-mx::array to_array(const char* op, Result<std::vector<uint8_t>> bytes) {
-  if (!bytes.ok()) fail(op, bytes.status().message());
-  const std::vector<uint8_t>& value = bytes.value();
-  if (value.size() > static_cast<size_t>(kMaxDimension)) {
-    fail(op, "the coded matrix exceeds 2 GiB; code it in row ranges");
-  }
-  mx::array out = empty({static_cast<int>(value.size())}, mx::uint8);
-  std::memcpy(out.data<uint8_t>(), value.data(), value.size());
-  return out;
+// The coded matrix that `encode` writes to the memory that it is given.
+template <class Encode>
+mx::array coded_array(const char* op, const Encode& encode) {
+  std::optional<mx::array> out;
+  const Status status = encode([&](size_t size) {
+    if (size > static_cast<size_t>(kMaxDimension)) {
+      fail(op, "the coded matrix exceeds 2 GiB; code it in row ranges");
+    }
+    out = empty({static_cast<int>(size)}, mx::uint8);
+    return out->data<uint8_t>();
+  });
+  if (!status.ok()) fail(op, status.message());
+  return *out;
 }
 
 uint32_t leading_rows(const mx::array& array) {
@@ -172,11 +176,11 @@ mx::array entropy_encode(mx::array symbols, const RansTable* table,
   make_dense(symbols);
   EncodeOptions encode_options = options(kOp, tile_rows);
   if (table != nullptr) encode_options.frequencies = table->frequencies;
-  return to_array(
-      kOp,
-      encode_matrix(SymbolSource(symbols.data<uint8_t>(), leading_rows(symbols),
-                                 static_cast<uint32_t>(symbols.shape(-1))),
-                    encode_options));
+  const SymbolSource source(symbols.data<uint8_t>(), leading_rows(symbols),
+                            static_cast<uint32_t>(symbols.shape(-1)));
+  return coded_array(kOp, [&](const Memory& memory) {
+    return encode_matrix(source, encode_options, memory);
+  });
 }
 
 mx::array entropy_decode(mx::array coded, int64_t row_start,
@@ -231,8 +235,10 @@ mx::array encode_affine(mx::array weight, mx::array scales, mx::array biases,
   arrays.codes = weight.data<uint32_t>();
   arrays.scales = scales.data<void>();
   arrays.biases = biases.data<void>();
-  return to_array(kOp,
-                  encode_affine(arrays, options(kOp, tile_rows, block_rows)));
+  const EncodeOptions encode_options = options(kOp, tile_rows, block_rows);
+  return coded_array(kOp, [&](const Memory& memory) {
+    return encode_affine(arrays, encode_options, memory);
+  });
 }
 
 std::vector<mx::array> decode_affine(mx::array coded, int64_t row_start,
@@ -259,11 +265,12 @@ mx::array encode_float(mx::array weight, int tile_rows, int block_rows) {
     fail(kOp, "weight must be a non-empty float32, float16 or bfloat16 array");
   }
   make_dense(weight);
-  return to_array(
-      kOp,
-      encode_matrix(FloatSource(weight.data<void>(), type, leading_rows(weight),
-                                static_cast<uint32_t>(weight.shape(-1))),
-                    options(kOp, tile_rows, block_rows)));
+  const FloatSource source(weight.data<void>(), type, leading_rows(weight),
+                           static_cast<uint32_t>(weight.shape(-1)));
+  const EncodeOptions encode_options = options(kOp, tile_rows, block_rows);
+  return coded_array(kOp, [&](const Memory& memory) {
+    return encode_matrix(source, encode_options, memory);
+  });
 }
 
 mx::array decode_float(mx::array coded, int64_t row_start,
@@ -302,7 +309,9 @@ mx::array transcode_array(mx::array coded, const std::string& codec,
   const bool same =
       options.codec == Codec::kRans ? !is_tree : is_tree && codec == "auto";
   if (same) return coded;
-  mx::array out = to_array(kOp, transcoder.encode(options));
+  const mx::array out = coded_array(kOp, [&](const Memory& memory) {
+    return transcoder.encode(options, memory);
+  });
   // What we have just written needs no decoding to be trusted.
   trust(CodedBytes(out));
   return out;

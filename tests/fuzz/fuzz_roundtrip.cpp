@@ -75,9 +75,11 @@ void check(const Bytes& coded, const Bytes& arrays) {
   if (matrix.value()->header().coder != Coder::kTree) {
     options.codec = Codec::kTree;
   }
-  const auto other = Transcoder(*matrix.value()).encode(options);
-  if (!other.ok()) fail(other.status().message());
-  check_on_targets(other.value(), arrays);
+  std::vector<uint8_t> other;
+  const Status status =
+      Transcoder(*matrix.value()).encode(options, memory_of(&other));
+  if (!status.ok()) fail(status.message());
+  check_on_targets(other, arrays);
 }
 
 void check_symbols(Input input, const EncodeOptions& options) {

@@ -28,9 +28,10 @@ std::shared_ptr<const PreparedMatrix> open(const Bytes& bytes) {
 Bytes transcoded(const Bytes& bytes, const EncodeOptions& options) {
   const auto matrix = open(bytes);
   if (matrix == nullptr) return {};
-  auto result = Transcoder(*matrix).encode(options);
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  return result.ok() ? result.value() : Bytes();
+  Bytes out;
+  const Status status = Transcoder(*matrix).encode(options, memory_of(&out));
+  EXPECT_TRUE(status.ok()) << status.message();
+  return out;
 }
 
 EncodeOptions to(Codec codec, std::optional<double> pass_cost = {}) {
