@@ -254,7 +254,7 @@ def test_load_alone(coded: Path) -> None:
 
 
 def test_load_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot load"):
+    with pytest.raises(ValueError, match="no model directory"):
         bench_load(tmp_path / "nothing")
 
 

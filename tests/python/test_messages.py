@@ -68,6 +68,8 @@ def test_repositories_of_the_hub(
         ("inspect", name),
         ("verify", name, "--against", name),
         ("generate", name, "--prompt", "a"),
+        ("bench", "load", name),
+        ("bench", "generate", name, "--against", name),
     ]
     advice = f"hf download {name} --local-dir SmolLM2-135M-4bit"
     for argv in commands:
@@ -139,6 +141,10 @@ def test_chat_templates_that_fail(
     assert line.endswith("; --no-chat-template passes it as it is\n")
     assert ("roles must alternate" in line) == (kind == "raises")
     assert run(*argv, "--no-chat-template") == 0
+    bench = ("bench", "generate", out, "--against", model)
+    line = error_of(capsys, *bench)
+    assert "the model's chat template " in line
+    assert "--no-chat-template" not in line, "it has no such option"
 
 
 @pytest.mark.parametrize(

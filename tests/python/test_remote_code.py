@@ -80,6 +80,12 @@ def test_model_files(
     assert run(*generate) == 1
     assert "--trust-remote-code" in capsys.readouterr().err
     assert run(*generate, "--trust-remote-code") == 0
+    capsys.readouterr()
+    for kind in ("load", "generate"):
+        bench = ("bench", kind, out, "--against", own, "--repeat", 1)
+        assert run(*bench) == 1
+        assert "--trust-remote-code" in capsys.readouterr().err
+        assert run(*bench, "--trust-remote-code") == 0
 
 
 def test_the_converted_model_gives_the_same(tmp_path: Path, own: Path) -> None:

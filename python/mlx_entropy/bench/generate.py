@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +13,8 @@ from mlx.utils import tree_flatten
 
 from .. import _ext
 from ..loading import load
+from ..prompts import chat_tokens, has_template
+from ..sources.hub import model_directory
 from .load import count_weights
 from .report import CODED, STOCK, Report, Result, make_report
 from .timing import Timing, settings
@@ -84,18 +85,20 @@ def bench_generate(
     target: str | None = None,
     repeat: int = 3,
     notify: Callable[[str], None] | None = None,
+    trust_remote_code: bool = False,
 ) -> Report:
     """Generate `max_tokens` tokens with both models and compare them.
 
     Generation goes on behind an end-of-text token, so all runs are equally
     long. ValueError if a model does not load or `max_tokens` is below 2.
+    `trust_remote_code` lets Python code of the models and tokenizers run.
     """
     if max_tokens < 2:
         raise ValueError("at least 2 tokens are needed to time one")
-    from mlx_lm import load as load_stock
-
-    coded, tokenizer = load(Path(model))
-    stock = load_stock(str(against))[0]
+    trust = trust_remote_code
+    coded, tokenizer = load(model_directory(model), trust_remote_code=trust)
+    # Stock models are loaded as by mlx-lm.
+    stock = load(model_directory(against), trust_remote_code=trust)[0]
     models = {CODED: coded, STOCK: stock}
     tokens = encode_prompt(tokenizer, prompt)
     with settings(threads, target):
@@ -127,12 +130,9 @@ def bench_generate(
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of a prompt, as a user's message to a chat model."""
-    if getattr(tokenizer, "chat_template", None) is None:
+    if not has_template(tokenizer):
         return list(tokenizer.encode(prompt))
-    message = [{"role": "user", "content": prompt}]
-    return list(
-        tokenizer.apply_chat_template(message, add_generation_prompt=True)
-    )
+    return chat_tokens(tokenizer, prompt)
 
 
 def _alternate(

@@ -16,10 +16,14 @@ import mlx.nn as nn
 
 from ..destination import is_converted
 from ..loading import register
+from ..mlx_lm_files import readable
 from ..nn.coded import EntropyCoded
+from ..sources.hub import model_directory
 from .memory import bytes_read, peak_resident_bytes, resident_bytes
 from .report import CODED, STOCK, Report, Result, make_report
 from .timing import Timing
+
+_TRUST = "--trust-remote-code"
 
 
 def bench_load(
@@ -28,23 +32,25 @@ def bench_load(
     *,
     repeat: int = 3,
     notify: Callable[[str], None] | None = None,
+    trust_remote_code: bool = False,
 ) -> Report:
     """Load each directory `repeat` times in turns, a new process each time.
 
     The time is that of mlx-lm's `load_model` until all weights are in memory
     and, where they are coded, validated; imports and the tokenizer are left
     out. The files are read once before, so they come from the page cache.
-    ValueError if a model does not load.
+    ValueError if a model does not load. `trust_remote_code` lets a model's own
+    Python file run.
     """
-    directories = {CODED: Path(model)}
+    directories = {CODED: model_directory(model)}
     if against is not None:
-        directories[STOCK] = Path(against)
+        directories[STOCK] = model_directory(against)
     runs: dict[str, list[Report]] = {name: [] for name in directories}
     for directory in directories.values():
         _warm(directory)
     for number in range(1, repeat + 1):
         for name, directory in directories.items():
-            run = _in_new_process(directory)
+            run = _in_new_process(directory, trust_remote_code)
             runs[name].append(run)
             if notify is not None:
                 notify(
@@ -66,8 +72,10 @@ def _warm(directory: Path) -> None:
                 pass
 
 
-def _in_new_process(directory: Path) -> Report:
+def _in_new_process(directory: Path, trust_remote_code: bool) -> Report:
     command = [sys.executable, "-m", __name__, str(directory)]
+    if trust_remote_code:
+        command.append(_TRUST)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
@@ -92,7 +100,7 @@ def _summary(name: str, runs: list[Report]) -> Report:
     }
 
 
-def measure_load(directory: str) -> Report:
+def measure_load(directory: str, trust_remote_code: bool = False) -> Report:
     """Load a model in this process and tell what it took."""
     import mlx_lm.utils
 
@@ -101,8 +109,11 @@ def measure_load(directory: str) -> Report:
         register()
     resident, read = resident_bytes(), bytes_read()
     started = time.perf_counter()
-    model, _ = mlx_lm.utils.load_model(path)
-    mx.eval(model.parameters())
+    with readable(path) as plain:
+        model, _ = mlx_lm.utils.load_model(
+            plain, trust_remote_code=trust_remote_code
+        )
+        mx.eval(model.parameters())
     seconds = time.perf_counter() - started
     after = bytes_read()
     return {
@@ -150,4 +161,4 @@ def _matrix_weights(module: nn.Module) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_load(sys.argv[1])))
+    print(json.dumps(measure_load(sys.argv[1], _TRUST in sys.argv[2:])))

@@ -10,6 +10,7 @@ from .arguments import (
     add_json,
     add_kernel_options,
     add_repetitions,
+    add_trust,
     add_verb,
     at_least_two,
     notify,
@@ -68,6 +69,7 @@ def _configure_load(kinds: Any) -> None:
         "--against", metavar="SRC", help="MLX directory to load as well"
     )
     add_repetitions(parser, 3, None)
+    add_trust(parser)
     add_json(parser)
 
 
@@ -98,6 +100,7 @@ def _configure_generate(kinds: Any) -> None:
     )
     add_kernel_options(parser)
     add_repetitions(parser, 3, None)
+    add_trust(parser)
     add_json(parser)
 
 
@@ -117,7 +120,11 @@ def _load(args: argparse.Namespace) -> dict[str, Any]:
     from ..bench.load import bench_load
 
     return bench_load(
-        args.model, args.against, repeat=args.repeat, notify=notify(args)
+        args.model,
+        args.against,
+        repeat=args.repeat,
+        notify=notify(args),
+        trust_remote_code=args.trust_remote_code,
     )
 
 
@@ -133,4 +140,5 @@ def _generate(args: argparse.Namespace) -> dict[str, Any]:
         target=args.target,
         repeat=args.repeat,
         notify=notify(args),
+        trust_remote_code=args.trust_remote_code,
     )

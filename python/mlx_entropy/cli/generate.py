@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from ..files import user_path
+from ..prompts import TemplateError, chat_tokens, has_template
 from .arguments import (
     add_codec,
     add_json,
@@ -71,14 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from mlx_lm import stream_generate
     from mlx_lm.sample_utils import make_sampler
 
-    path = user_path(args.model)
-    if not path.is_dir():
-        # mlx-lm would look for it on the Hugging Face Hub.
-        raise ValueError(
-            f"no model directory at {path}{hub.absent(args.model)}"
-        )
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} has no config.json{hub.inside(path)}")
+    path = hub.model_directory(args.model)
     model, tokenizer = load(
         path, codec=args.codec, trust_remote_code=args.trust_remote_code
     )
@@ -107,28 +100,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _prompt(args: argparse.Namespace, tokenizer: Any) -> Any:
     """A string, or tokens where a chat template was applied."""
-    if args.no_chat_template or not tokenizer.has_chat_template:
+    if args.no_chat_template or not has_template(tokenizer):
         if not tokenizer.encode(args.prompt):
             raise ValueError(
                 "the prompt is empty; there is nothing to continue"
             )
         return args.prompt
-    problem = "cannot render this prompt"
     try:
-        tokens = tokenizer.apply_chat_template(
-            [{"role": "user", "content": args.prompt}],
-            add_generation_prompt=True,
-        )
-    except Exception as error:  # Templates are programs of the model's.
-        problem += f": {error}"
-    else:
-        if len(tokens) > 0:
-            return tokens
-        problem = "renders this prompt to nothing"
-    raise ValueError(
-        f"the model's chat template {problem}; "
-        "--no-chat-template passes it as it is"
-    )
+        return chat_tokens(tokenizer, args.prompt)
+    except TemplateError as error:
+        raise TemplateError(
+            f"{error}; --no-chat-template passes it as it is"
+        ) from error
 
 
 def _statistics(last: Any) -> dict[str, Any]:

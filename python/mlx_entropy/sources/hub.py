@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+from ..files import user_path
+from .base import SourceError
+
 _ADDRESS = re.compile(r"(https?://)?(huggingface\.co|hf\.co)/")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def model_directory(spec: str | os.PathLike[str]) -> Path:
+    """The local directory of a model to load; SourceError if it is none.
+
+    mlx-lm would look for it on the Hub, and download gigabytes.
+    """
+    path = user_path(spec)
+    if not path.is_dir():
+        raise SourceError(
+            f"no model directory at {path}{absent(os.fspath(spec))}"
+        )
+    if not (path / "config.json").is_file():
+        raise SourceError(f"{path} has no config.json{inside(path)}")
+    return path
 
 
 def absent(name: str) -> str:
