@@ -50,9 +50,6 @@ from .tensors import bits_per_weight
 # are written as they are coded, nor does what an interruption loses.
 DEFAULT_SHARD_BYTES = 1 << 30
 
-# Of these methods' `quantization_config` mlx-lm builds layers of their own.
-_LAYER_METHODS = ("bitnet",)
-
 # Side files of the source do not replace these.
 _OURS = ("config.json", MODEL_FILE, INDEX, CHECKSUM_FILE)
 
@@ -346,7 +343,7 @@ class _Conversion:
             ) from error
 
     def _config(self) -> dict[str, Any]:
-        config = converted_config(self.source.config, self.records)
+        config = source_config.converted(self.source.config, self.records)
         coded = sum(record.coded for record in self.records)
         own = {OWN_MODEL_FILE: config.pop("model_file", None)}
         config["model_file"] = MODEL_FILE
@@ -389,61 +386,6 @@ class _Conversion:
             },
             "weight_map": {name: stored[name].file for name in sorted(stored)},
         }
-
-
-def converted_config(
-    config: dict[str, Any], records: list[ModuleRecord]
-) -> dict[str, Any]:
-    """The source's config with the quantization that still applies.
-
-    mlx-lm quantizes the layers that `quantization` describes and refuses
-    those it no longer knows, so entries of coded modules must go. It also
-    acts on `quantization_config`, here or in `text_config`, and of some
-    methods builds layers that nothing else describes.
-    """
-    result = _without_spent_method(config)
-    if isinstance(text := result.get("text_config"), dict):
-        result["text_config"] = _without_spent_method(text)
-    quantization = result.pop("quantization", None)
-    raw = [record for record in records if record.quantization is not None]
-    if raw:
-        remaining = _remaining_quantization(quantization, raw, records)
-        result["quantization"] = remaining
-        result["quantization_config"] = remaining
-    return result
-
-
-def _without_spent_method(config: dict[str, Any]) -> dict[str, Any]:
-    """Without a `quantization_config` whose tensors mlx-lm has unpacked."""
-    given = config.get("quantization_config")
-    if isinstance(given, dict) and given.get("quant_method") in _LAYER_METHODS:
-        return dict(config)
-    return {k: v for k, v in config.items() if k != "quantization_config"}
-
-
-def _remaining_quantization(
-    quantization: dict[str, Any] | None,
-    raw: list[ModuleRecord],
-    records: list[ModuleRecord],
-) -> dict[str, Any]:
-    coded = {record.path for record in records if record.coded}
-    if not quantization or "bits" not in quantization:
-        quantization = {**(raw[0].quantization or {}), **(quantization or {})}
-    remaining = {k: v for k, v in quantization.items() if k not in coded}
-    for record in raw:
-        own = _quantizer(record.quantization or {})
-        # An entry may leave out what is mlx-lm's default, and others read it.
-        if record.path in remaining or own != _quantizer(remaining):
-            remaining[record.path] = record.quantization
-    return remaining
-
-
-def _quantizer(quantization: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        quantization["group_size"],
-        quantization["bits"],
-        quantization.get("mode", "affine"),
-    )
 
 
 def _may_copy(name: str) -> bool:

@@ -13,31 +13,11 @@ from mlx_lm.utils import _get_classes
 import mlx_entropy
 from helpers import llama, tiny
 from helpers.sources import refusal
+from helpers.stock import MOE
 from mlx_entropy.cli.main import main
 from mlx_entropy.sources import open_source
 from mlx_entropy.sources.accounting import StoredFiles, left_out
 from mlx_entropy.sources.base import Module
-
-MOE = {
-    "model_type": "qwen3_moe",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "intermediate_size": 64,
-    "moe_intermediate_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "norm_topk_prob": True,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-    "rope_theta": 1e4,
-    "tie_word_embeddings": False,
-}
 
 
 def write(folder: Path, config, tensors) -> Path:

@@ -9,6 +9,7 @@ from mlx_lm import utils
 
 import mlx_entropy
 from helpers import llama, tiny
+from helpers.stock import MOE
 from mlx_entropy.nn.coded import EntropyCoded
 
 
@@ -81,27 +82,7 @@ def test_entries_that_leave_out_defaults(tmp_path):
 
 def test_global_scale_of_raw_experts(tmp_path):
     """nvfp4 experts may have one, which their entry must say."""
-    config = {
-        "model_type": "qwen3_moe",
-        "hidden_size": 64,
-        "num_hidden_layers": 1,
-        "intermediate_size": 64,
-        "moe_intermediate_size": 64,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "norm_topk_prob": True,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": 128,
-        "max_position_embeddings": 64,
-        "rope_theta": 1e4,
-        "tie_word_embeddings": False,
-        "quantization": dict(tiny.affine(4)),
-    }
+    config = MOE | {"quantization": dict(tiny.affine(4))}
     model_class, args = utils._get_classes(config)
     model = model_class(args.from_dict(config))
     llama.randomize(model, mx.float32)
@@ -121,7 +102,10 @@ def test_global_scale_of_raw_experts(tmp_path):
     _, config = llama.load_registered(tmp_path / "dst")
     assert config["quantization"] == {
         **tiny.affine(4),
-        "model.layers.0.mlp.switch_mlp.down_proj": own,
+        **{
+            f"model.layers.{i}.mlp.switch_mlp.down_proj": own
+            for i in range(MOE["num_hidden_layers"])
+        },
     }
 
 
