@@ -212,9 +212,8 @@ def entropy_coded_embedding(
 ) -> mx.array:
     """Rows of W, ``[*indices.shape, dims]``; lazy; only their tiles decode.
 
-    Negative indices count from the end. An index outside ``[-rows, rows)`` is
-    found at evaluation: IndexError, or RuntimeError with the same message
-    where MLX rethrows what one of its stream threads has thrown.
+    Negative indices count from the end. An index outside ``[-rows, rows)``
+    gives zeros: nobody could catch an error at evaluation.
     """
 
 def entropy_dequantize(
