@@ -170,7 +170,8 @@ def machine_model() -> dict[str, Any]:
     """What this machine was measured at: nanoseconds a weight on one thread.
 
     Keys: target, threads, rans_nanoseconds, tree_nanoseconds (without merges),
-    merge_nanoseconds (each), bytes_per_nanosecond (of memory, all threads).
+    merge_nanoseconds (each), bytes_per_nanosecond (of memory, all threads),
+    file (in the user's cache folder, where it is kept; "" if it cannot be).
     """
 
 def plane_entropies(coded: mx.array) -> dict[str, float]:

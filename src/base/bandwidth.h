@@ -11,4 +11,12 @@ namespace mlx_entropy {
 // has to be several times the size of the last cache.
 std::vector<double> read_bandwidth(size_t bytes, size_t passes);
 
+// What all threads read together, from how long each megabyte took the thread
+// that read it: the median, times the threads. Time in which another process
+// had the core does not count, unlike in read_bandwidth.
+double burst_bandwidth(size_t bytes, size_t passes);
+
+// Bytes of the largest cache of a CPU; a guess where the system does not say.
+size_t last_cache_bytes();
+
 }  // namespace mlx_entropy

@@ -1,5 +1,8 @@
 #include "base/cpu_features.h"
 
+#include <algorithm>
+#include <fstream>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 
@@ -46,7 +49,29 @@ CpuFeatures detect() {
 }
 #endif
 
+// Of the first CPU: its name, or the numbers that ARM has instead.
+std::string read_model() {
+  std::ifstream info("/proc/cpuinfo");
+  std::string model, line;
+  while (std::getline(info, line) && !(line.empty() && !model.empty())) {
+    for (const char* name : {"model name", "CPU implementer", "CPU part"}) {
+      const size_t colon = line.find(": ");
+      if (line.rfind(name, 0) != 0 || colon == std::string::npos) continue;
+      if (!model.empty()) model += ' ';
+      model += line.substr(colon + 2);
+    }
+  }
+  std::replace_if(
+      model.begin(), model.end(), [](char c) { return c < ' '; }, ' ');
+  return model.empty() ? "unknown" : model;
+}
+
 }  // namespace
+
+const std::string& cpu_model() {
+  static const std::string model = read_model();
+  return model;
+}
 
 const CpuFeatures& cpu_features() {
   static const CpuFeatures features = detect();

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 namespace mlx_entropy {
 
 // What the CPU offers *and* the operating system saves on a context switch.
@@ -14,5 +16,9 @@ struct CpuFeatures {
 };
 
 const CpuFeatures& cpu_features();
+
+// What the operating system calls the CPU, on one line; "unknown" if it does
+// not say.
+const std::string& cpu_model();
 
 }  // namespace mlx_entropy

@@ -5,36 +5,16 @@
 //
 //   time = max(decode time / threads, bits / 8 / bandwidth)
 //
-// Decode times are measured on this machine with small matrices, once for each
-// target; those of a tree are linear in the merges that a value passes.
+// Decode times of a tree are linear in the merges that a value passes.
 #pragma once
 
-#include <cstddef>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "convert/machine_model.h"
 #include "convert/transcode.h"
 
 namespace mlx_entropy {
-
-// Times in nanoseconds a weight on one thread, bandwidth in bytes a
-// nanosecond with all `threads`.
-struct MachineModel {
-  std::string target;
-  size_t threads = 0;
-  double rans = 0;
-  double tree = 0;        // of a product with a tree, without its merges
-  double tree_merge = 0;  // of each merge
-  double bandwidth = 0;
-};
-
-// Measured on the first call for a target and a number of threads, in a
-// fraction of a second; then remembered.
-MachineModel machine_model();
-
-// So dear are merges that a tree is one leaf.
-inline constexpr double kFlatPassCost = 1e6;
 
 struct CodecChoice {
   Codec codec = Codec::kRans;

@@ -116,6 +116,7 @@ void bind_codec(nb::module_& m) {
     out["tree_nanoseconds"] = machine.tree;
     out["merge_nanoseconds"] = machine.tree_merge;
     out["bytes_per_nanosecond"] = machine.bandwidth;
+    out["file"] = machine.file;
     return out;
   });
   m.def("validate", &validate_array, "coded"_a, Released());

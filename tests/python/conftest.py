@@ -13,6 +13,15 @@ from benchmarks.llama_cpp import find_llama_cpp
 from helpers import llama, peers, tiny
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """What tests measure while others run is not kept for the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def seed():
     mx.random.seed(7)

@@ -121,11 +121,15 @@ def test_generate(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("doctor") == 0
-    assert "no problems" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "no problems" in text
+    assert "machine-model.txt" in text
     assert run("doctor", "--json") == 0
     content = json.loads(capsys.readouterr().out)
     assert content["target"] in content["targets"]
     assert content["versions"]["mlx"]
+    assert content["machine_model"]["target"] == content["target"]
+    assert content["codec"] in ("rans", "tree", "flat")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ def examine() -> dict[str, Any]:
         "cpu_features": {},
         "threads": None,
         "threads_source": None,
+        "machine_model": None,
+        "codec": None,
         "problems": problems,
     }
     try:
@@ -78,6 +80,8 @@ def examine() -> dict[str, Any]:
         _check_target(report, problems)
         _check_threads(report, problems)
         _check_kernels(_ext, problems)
+        report["machine_model"] = _ext.machine_model()
+        report["codec"] = _codec(_ext)
     except Exception as error:
         problems.append(f"the native module does not work: {error}")
     return report
@@ -137,6 +141,25 @@ def _check_kernels(ext: Any, problems: list[str]) -> None:
         problems.append(f"the product is wrong on target {ext.target()}")
 
 
+def _codec(ext: Any) -> str:
+    """What loading would choose for normally distributed weights of 4 bits."""
+    import mlx.core as mx
+
+    weight = mx.random.normal((256, 1024), key=mx.random.key(0))
+    parts = mx.quantize(weight.astype(mx.float16), group_size=64, bits=4)
+    best: str = ext.rank_codecs(ext.encode_affine(*parts, 64, 4))[0].codec
+    return best
+
+
+def _describe_model(model: dict[str, Any]) -> str:
+    return (
+        f"rans {model['rans_nanoseconds']:.2g}, "
+        f"tree {model['tree_nanoseconds']:.2g} and "
+        f"{model['merge_nanoseconds']:.2g} a merge, ns a weight; memory "
+        f"{model['bytes_per_nanosecond']:.3g} GB/s"
+    )
+
+
 def _print(report: dict[str, Any]) -> None:
     for name, value in report["versions"].items():
         print(f"{name:<14}{value or 'missing'}")
@@ -151,6 +174,11 @@ def _print(report: dict[str, Any]) -> None:
         if report["threads"] is None
         else f"{report['threads']} (from {report['threads_source']})",
     }
+    model = report["machine_model"]
+    if model is not None:
+        lines["decoding"] = _describe_model(model)
+        lines["kept in"] = model["file"] or "no file"
+        lines["codec"] = f"{report['codec']} (for weights of 4 bits)"
     for name, value in lines.items():
         print(f"{name:<14}{value}")
     for problem in report["problems"]:
