@@ -227,7 +227,7 @@ def entropy_dequantize(
 ) -> mx.array:
     """The whole weight matrix ``[rows, cols]`` in ``dtype``; lazy."""
 
-class LlamaDecoder:
+class FusedLlama:
     """The decoder layers of a llama-family model, ready to run."""
 
     def __init__(

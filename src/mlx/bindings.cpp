@@ -184,7 +184,7 @@ bool is_traced(const std::vector<mx::array>& arrays) {
 
 void bind_llama(nb::module_& m) {
   m.def("is_traced", &is_traced, "arrays"_a);
-  nb::class_<FusedLlama>(m, "LlamaDecoder")
+  nb::class_<FusedLlama>(m, "FusedLlama")
       .def(
           "__init__",
           [](FusedLlama* self, std::vector<mx::array> coded,

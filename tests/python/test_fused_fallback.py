@@ -305,7 +305,7 @@ def test_other_architectures_stay():
 
 
 class TestDecoder:
-    """`_ext.LlamaDecoder` says what does not fit."""
+    """`_ext.FusedLlama` says what does not fit."""
 
     @pytest.fixture
     def weights(self):
@@ -349,7 +349,7 @@ class TestDecoder:
     )
     def test_weights(self, weights, name, value, message):
         with pytest.raises(ValueError, match=message):
-            _ext.LlamaDecoder(**weights | {name: value})
+            _ext.FusedLlama(**weights | {name: value})
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -368,7 +368,7 @@ class TestDecoder:
         ],
     )
     def test_arguments(self, weights, changes, message):
-        decoder = _ext.LlamaDecoder(**weights)
+        decoder = _ext.FusedLlama(**weights)
         caches = [mx.zeros((1, 2, 16, 32))] * 2
         arguments = {
             "x": mx.zeros((1, 3, 128)),
@@ -382,7 +382,7 @@ class TestDecoder:
             decoder(**arguments | changes)
 
     def test_strided_caches(self, weights):
-        decoder = _ext.LlamaDecoder(**weights)
+        decoder = _ext.FusedLlama(**weights)
         x = mx.random.normal((1, 3, 128))
         dense = [mx.random.normal((1, 2, 16, 32)) for _ in range(2)]
         strided = [

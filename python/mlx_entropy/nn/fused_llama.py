@@ -2,7 +2,7 @@
 
 mlx-lm's model makes about twenty array operations a layer, each of which MLX
 runs on one thread of the CPU. Here is the class that `fuse` gives a model's
-stack of layers, which calls `_ext.LlamaDecoder` instead. Modules, parameters
+stack of layers, which calls `_ext.FusedLlama` instead. Modules, parameters
 and caches stay as they are, so loading, saving, adapters and prompt caches
 work as before; what the operation does not cover takes mlx-lm's own path.
 """
@@ -136,7 +136,7 @@ class _Plan:
     """A native decoder, and when and how to call it."""
 
     def __init__(
-        self, decoder: _ext.LlamaDecoder, layers: int, dtype: mx.Dtype
+        self, decoder: _ext.FusedLlama, layers: int, dtype: mx.Dtype
     ) -> None:
         self._decoder = decoder
         self._layers = layers
@@ -186,7 +186,7 @@ class _Plan:
             return None
         first = attentions[0]
         inverse_frequencies, scale, traditional = rope
-        decoder = _ext.LlamaDecoder(
+        decoder = _ext.FusedLlama(
             [module["coded"] for module in projections],
             biases,
             vectors[: len(norms)],
