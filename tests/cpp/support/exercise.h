@@ -120,9 +120,7 @@ class ProductCheck {
   // Each tile as a block if they are equal, else the whole matrix.
   bool blocks() const {
     const MatrixHeader& header = matrix_.header();
-    const uint32_t rows = rows_start_tiles(header, header.tile_rows)
-                              ? header.tile_rows
-                              : header.rows;
+    const uint32_t rows = block_rows();
     const uint32_t last = header.rows / rows - 1;
     const uint32_t wanted[] = {last, 0, last, last / 2};
     const std::vector<float> x = test_vector(4 * cols_);
@@ -137,7 +135,44 @@ class ProductCheck {
     return right;
   }
 
+  // The same blocks, transposed.
+  bool transposed_blocks() const {
+    const MatrixHeader& header = matrix_.header();
+    const uint32_t rows = block_rows();
+    const uint32_t last = header.rows / rows - 1;
+    const uint32_t wanted[] = {last, 0, last, last / 2};
+    const std::vector<float> g = test_vector(4 * size_t{rows});
+    std::vector<float> y(4 * cols_, -1.0f);
+    multiply_blocks_transposed(matrix_, rows, wanted,
+                               {FloatType::kFloat32, g.data()},
+                               {FloatType::kFloat32, y.data()});
+    bool right = true;
+    for (size_t i = 0; i < y.size(); ++i) {
+      double sum = 0, size = 0;
+      bool huge = false;
+      for (size_t row = 0; row < rows; ++row) {
+        const size_t at = wanted[i / cols_] * size_t{rows} + row;
+        const auto factor = static_cast<double>(g[i / cols_ * rows + row]);
+        sum += static_cast<double>(weights_[at * cols_ + i % cols_]) * factor;
+        size += sizes_[at] * std::abs(factor);
+        // Zero times what is not finite counts, too.
+        huge = huge || sizes_[at] > 1e30;
+      }
+      // Sums of float32, one row after the other.
+      const double allowed = 1e-7 * (10 + rows) * size + 1e-37;
+      const double error = std::abs(static_cast<double>(y[i]) - sum);
+      right = right && (huge || size > 1e30 || error <= allowed);
+    }
+    return right;
+  }
+
  private:
+  uint32_t block_rows() const {
+    const MatrixHeader& header = matrix_.header();
+    return rows_start_tiles(header, header.tile_rows) ? header.tile_rows
+                                                      : header.rows;
+  }
+
   bool is_right(size_t row, const float* x, float y) const {
     if (sizes_[row] > 1e30) return true;
     double sum = 0, size = 0, largest = 0;
@@ -169,7 +204,8 @@ inline std::string check_products(const PreparedMatrix& matrix) {
       return "wrong product of batch " + std::to_string(batch);
     }
   }
-  return check.blocks() ? "" : "wrong product of blocks";
+  if (!check.blocks()) return "wrong product of blocks";
+  return check.transposed_blocks() ? "" : "wrong transposed product";
 }
 
 // Validates on each target; what one says the others must say. Returns what
