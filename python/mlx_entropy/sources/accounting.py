@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,12 @@ from .. import _ext
 from ..model_format import full_name
 from ..tensors import DTYPE_NAMES, as_bytes
 from .base import LeftOut, Module, SourceError, quoted
-from .safetensors_file import StoredTensor, read_header, tensor_bytes
+from .safetensors_file import (
+    StoredTensor,
+    data_bytes,
+    read_header,
+    tensor_bytes,
+)
 
 # Shorter parts than this are found anywhere.
 _LEAST_PART = 64
@@ -37,6 +42,7 @@ class StoredFiles:
 
     directory: Path
     tensors: dict[str, StoredTensor]
+    _mapped: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def read(cls, files: Iterable[Path]) -> StoredFiles:
@@ -54,7 +60,12 @@ class StoredFiles:
     def data(self, name: str) -> np.ndarray:
         """The bytes of a tensor; read as they are used."""
         stored = self.tensors[name]
-        return tensor_bytes(self.directory / stored.file, stored)
+        if stored.nbytes == 0:
+            return np.empty(0, np.uint8)
+        if stored.file not in self._mapped:
+            path = self.directory / stored.file
+            self._mapped[stored.file] = data_bytes(path)
+        return self._mapped[stored.file][stored.start : stored.stop]
 
 
 def _check_equal(
@@ -82,10 +93,14 @@ def left_out(
     evaluated one at a time, and nothing may keep what they are made of.
     """
     passed = _passed_on(files, loaded, modules)
+    alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name in passed:
+        alike.setdefault(_form(files, name), []).append(name)
     unknown = {
         name: stored
         for name, stored in files.tensors.items()
-        if name not in passed and not _is_copy(files, name, passed)
+        if name not in passed
+        and not _is_copy(files, name, alike.get(_form(files, name), ()))
     }
     types = {
         full_name(module.path, name): array.dtype
@@ -95,7 +110,8 @@ def left_out(
     made = _made(loaded, modules)
     modules.clear()
     loaded.clear()
-    parts = _parts_of(made, unknown) if unknown else set()
+    parts = _parts_of(made, unknown)
+    part_sizes = {size for size, _ in parts}
     return tuple(
         LeftOut(
             name,
@@ -105,7 +121,7 @@ def left_out(
             _reason(stored, types.get(name)),
         )
         for name, stored in unknown.items()
-        if not _is_found(files.data(name), stored, parts)
+        if not _is_found(files.data(name), stored, parts, part_sizes)
     )
 
 
@@ -126,15 +142,12 @@ def _passed_on(
     return names
 
 
-def _is_copy(files: StoredFiles, name: str, passed: set[str]) -> bool:
+def _form(files: StoredFiles, name: str) -> tuple[str, tuple[int, ...]]:
+    return files.tensors[name].dtype, files.tensors[name].shape
+
+
+def _is_copy(files: StoredFiles, name: str, alike: Iterable[str]) -> bool:
     """Whether it equals a tensor that is kept, as a tied head does."""
-    stored = files.tensors[name]
-    alike = (
-        other
-        for other in passed
-        if files.tensors[other].dtype == stored.dtype
-        and files.tensors[other].shape == stored.shape
-    )
     data = files.data(name)
     return any(_are_equal(data, files.data(other)) for other in alike)
 
@@ -210,13 +223,15 @@ def _hashes(data: np.ndarray, size: int) -> list[_Part]:
 
 
 def _is_found(
-    data: np.ndarray, stored: StoredTensor, parts: set[_Part]
+    data: np.ndarray,
+    stored: StoredTensor,
+    parts: set[_Part],
+    part_sizes: set[int],
 ) -> bool:
     """Whether all of a tensor's bytes are among the parts."""
     if stored.nbytes == 0:
         return True
-    available = {size for size, _ in parts}
-    sizes = sorted(_part_sizes(stored) & available, reverse=True)
+    sizes = sorted(_part_sizes(stored) & part_sizes, reverse=True)
     return any(
         set(_hashes(view, size)) <= parts
         for size in sizes
