@@ -65,27 +65,9 @@ def vectorized(model):
     return mx.vmap(model)(rows)
 
 
-def vectorized_caches(model):
-    def logits(key):
-        cache = make_prompt_cache(model)
-        model(TOKENS, cache=cache)
-        for layer in cache:
-            layer.keys = layer.keys * key
-        return model(TOKENS[:, :1], cache=cache)
-
-    return mx.vmap(logits)(mx.array([1.0, 0.5]))
-
-
 @pytest.mark.parametrize("function", [gradient, tangent, vectorized])
 def test_transformations(falls_back, function):
     falls_back(coded(), function)
-
-
-def test_transformed_caches(relative_error):
-    model = coded()
-    found = vectorized_caches(model)
-    unfuse(model)
-    assert relative_error(found, vectorized_caches(model)) < 1e-3
 
 
 def test_compiled(relative_error):
