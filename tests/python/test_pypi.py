@@ -178,4 +178,4 @@ def test_other_inputs_are_refused(tmp_path: Path) -> None:
     other.write_bytes(b"")
     for spec in ("org/model", other, ""):
         message = refusal(spec)
-        assert re.search(r"\.gguf file, a directory|has no config", message)
+        assert re.search(r"GGUF file, a directory|has no config", message)
