@@ -32,7 +32,7 @@ from .model_format import (
 )
 from .progress import Progress, ProgressCallback
 from .shard_log import CompleteModule, ResumableShard, complete_modules
-from .shards import Shard, header_room, plan_shards
+from .shards import Shard, header_room, plan_shards, weight_index
 from .sources import open_source
 from .sources.base import (
     Contents,
@@ -42,7 +42,6 @@ from .sources.base import (
     left_out_lines,
     stays_inside,
 )
-from .sources.safetensors_file import read_header
 from .sources.side_files import INDEX
 from .tensors import bits_per_weight
 
@@ -375,17 +374,11 @@ class _Conversion:
         return config
 
     def _index(self) -> dict[str, Any]:
-        stored = {}
-        for shard in self.plan:
-            stored.update(read_header(self.target.partial / shard.file))
         rows = [row for record in self.records for row in record.rows]
-        return {
-            "metadata": {
-                "total_size": sum(tensor.nbytes for tensor in stored.values()),
-                "total_parameters": sum(row.weights for row in rows),
-            },
-            "weight_map": {name: stored[name].file for name in sorted(stored)},
-        }
+        index = weight_index(self.target.partial, self.plan)
+        weights = sum(row.weights for row in rows)
+        index["metadata"]["total_parameters"] = weights
+        return index
 
 
 def _may_copy(name: str) -> bool:

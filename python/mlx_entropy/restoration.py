@@ -22,7 +22,7 @@ from .files import user_path
 from .model_format import CHECKSUM_FILE, CODED, MODEL_FILE, full_name
 from .progress import Progress, ProgressCallback
 from .shard_log import CompleteModule, ResumableShard, complete_modules
-from .shards import Shard, header_room, plan_shards
+from .shards import Shard, header_room, plan_shards, weight_index
 from .source_config import restored
 from .sources.base import (
     Assets,
@@ -35,7 +35,6 @@ from .sources.base import (
     read_bytes,
     stays_inside,
 )
-from .sources.safetensors_file import read_header
 from .sources.side_files import INDEX, read_side_files
 from .stock import copy_modules
 from .stored import StoredModel
@@ -267,7 +266,7 @@ class _Restoration:
         for shard in self.plan[finished:]:
             self._write_shard(shard, modules, kept)
             kept = []
-        index = self._index(files)
+        index = weight_index(self.target.partial, self.plan)
         self._write_small_files(index)
         return index
 
@@ -326,17 +325,6 @@ class _Restoration:
         return Progress(
             path, self._modules, count, self._bytes, total, note=note
         )
-
-    def _index(self, files: list[str]) -> dict[str, Any]:
-        stored = {}
-        for file in files:
-            stored.update(read_header(self.target.partial / file))
-        return {
-            "metadata": {
-                "total_size": sum(tensor.nbytes for tensor in stored.values())
-            },
-            "weight_map": {name: stored[name].file for name in sorted(stored)},
-        }
 
     def _write_small_files(self, index: dict[str, Any]) -> None:
         for name, content in self.assets.files.items():

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from .files import naming
 from .sources.base import Layout
-from .sources.safetensors_file import LENGTH_BYTES
+from .sources.safetensors_file import LENGTH_BYTES, read_header
 from .tensors import DTYPE_NAMES, as_bytes
 
 # The first tensor starts on a cache line; coded sizes do not keep that up.
@@ -63,6 +63,19 @@ def _shard_name(index: int, count: int) -> str:
     if count == 1:
         return "model.safetensors"
     return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def weight_index(folder: Path, shards: Iterable[Shard]) -> dict[str, Any]:
+    """The index of written shards, as Hugging Face's libraries have it."""
+    stored = {}
+    for shard in shards:
+        stored.update(read_header(folder / shard.file))
+    return {
+        "metadata": {
+            "total_size": sum(tensor.nbytes for tensor in stored.values())
+        },
+        "weight_map": {name: stored[name].file for name in sorted(stored)},
+    }
 
 
 def header_room(paths: Iterable[str]) -> int:
